@@ -1,0 +1,151 @@
+"""One call that builds any environment the agents can train on."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import DtypeObservation, FlattenObservation
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+
+from envs.batched_mujoco import BatchedMujocoEnv
+from envs.constructor import check_arguments
+from envs.tasks import TASKS
+
+
+def make(
+    env_id: str,
+    num_members: int = 1,
+    envs_per_member: int = 1,
+    threads: int = 1,
+    env_kwargs: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+) -> VectorEnv:
+    """A vector environment of num_members * envs_per_member sub-environments, member-major.
+
+    Gymnasium's MuJoCo tasks are built natively (`BatchedMujocoEnv`), any other registered
+    environment by Gymnasium's `SyncVectorEnv`. Either way sub-environments reset within the step
+    (SAME_STEP), observations are float64 vectors (others are flattened), `infos["episode"]` has
+    the returns `r` and lengths `l` of the episodes that ended, and nothing is normalised.
+
+    Args:
+        env_id: an id registered with Gymnasium, or "module:Id-v0" to import a module first.
+        num_members: number of independent learners.
+        envs_per_member: sub-environments of each.
+        threads: native threads (MuJoCo tasks only).
+        env_kwargs: keyword arguments of the environment's constructor.
+        max_episode_steps: time limit; None is the registered one, -1 is none.
+
+    Raises:
+        ValueError: an unknown id or argument, an environment that refuses to be built, or one
+            whose observations or actions the agents cannot handle; the message says which.
+    """
+    env_kwargs = env_kwargs or {}
+    num_envs = num_members * envs_per_member
+    if num_members < 1 or envs_per_member < 1:
+        raise ValueError(
+            f"num_members and envs_per_member must be at least 1, "
+            f"not {num_members} and {envs_per_member}."
+        )
+    spec = find_spec(env_id)
+    if spec.id in TASKS and str(spec.entry_point).startswith("gymnasium.envs.mujoco."):
+        return BatchedMujocoEnv(
+            spec.id, num_envs, threads, max_episode_steps=max_episode_steps, **env_kwargs
+        )
+    return GymnasiumVectorEnv(spec, num_envs, max_episode_steps, env_kwargs)
+
+
+class GymnasiumVectorEnv(RecordEpisodeStatistics):
+    """Any other Gymnasium environment, through Gymnasium's own `SyncVectorEnv`.
+
+    Attributes:
+        exact_state: False: such environments cannot be saved and go on exactly; after a resume
+            their episodes start anew.
+    """
+
+    exact_state = False
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        num_envs: int,
+        max_episode_steps: int | None,
+        env_kwargs: dict[str, Any],
+    ) -> None:
+        check_constructor(spec, env_kwargs)
+
+        def build() -> gymnasium.Env:
+            env = gymnasium.make(spec, max_episode_steps=max_episode_steps, **env_kwargs)
+            check_spaces(spec.id, env)
+            if len(env.observation_space.shape or ()) != 1:
+                env = FlattenObservation(env)
+            return DtypeObservation(env, np.float64)
+
+        try:
+            first = build()
+        except (ImportError, TypeError, gymnasium.error.Error) as error:
+            raise ValueError(f"{spec.id} cannot be built: {error}") from error
+        builders: list[Callable[[], gymnasium.Env]] = [lambda: first, *[build] * (num_envs - 1)]
+        super().__init__(SyncVectorEnv(builders, autoreset_mode=AutoresetMode.SAME_STEP))
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """The registered spec of an id; imports the module of "module:Id-v0" first."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"{env_id!r}: cannot import {module!r}: {error}.") from error
+    spec = gymnasium.registry.get(name)
+    if spec is None:
+        near = difflib.get_close_matches(name, gymnasium.registry, n=3, cutoff=0.5)
+        suggestion = f"; did you mean {' or '.join(near)}?" if near else "."
+        raise ValueError(f"There is no environment {name!r} in Gymnasium's registry{suggestion}")
+    return spec
+
+
+def check_constructor(spec: EnvSpec, env_kwargs: dict[str, Any]) -> None:
+    """Raise a ValueError if the constructor has no such arguments, where it says what it has."""
+    creator = spec.entry_point
+    if isinstance(creator, str):
+        try:
+            creator = load_env_creator(creator)
+        except ImportError as error:
+            raise ValueError(f"{spec.id} cannot be built: {error}") from error
+    if creator is None:
+        raise ValueError(f"{spec.id} has no entry point to build it with.")
+    parameters = inspect.signature(creator).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        check_arguments(spec.id, env_kwargs, [parameter.name for parameter in parameters])
+
+
+def check_spaces(env_id: str, env: gymnasium.Env) -> None:
+    """Raise a ValueError if the agents cannot handle the environment's spaces."""
+    actions, observations = env.action_space, env.observation_space
+    if not isinstance(actions, Box):
+        raise ValueError(
+            f"{env_id} has {type(actions).__name__} actions; only continuous (Box) actions "
+            "can be trained."
+        )
+    if not np.issubdtype(actions.dtype, np.floating) or len(actions.shape) != 1:
+        raise ValueError(
+            f"{env_id} has {actions.dtype} actions of shape {actions.shape}; only vectors of "
+            "real numbers can be trained."
+        )
+    if not isinstance(observations, Box):
+        raise ValueError(
+            f"{env_id} has {type(observations).__name__} observations; only Box observations "
+            "can be trained on."
+        )
+    if observations.dtype == np.uint8 and len(observations.shape) > 1:
+        raise ValueError(
+            f"{env_id} has images of shape {observations.shape} as observations; only vectors "
+            "can be trained on."
+        )
