@@ -1,0 +1,81 @@
+"""How able a network still is to learn: statistics per layer, early warnings, a trainability probe.
+
+Statistics take plain tensors [..., batch, units] and any leading axes; `measure` takes any
+`torch.nn.Module`; `population_statistics` takes a whole population at once. Nothing here changes
+a network or draws from a live random stream.
+"""
+
+from agents.plasticity.features import (
+    approximate_rank,
+    dead_fraction,
+    dormant_fraction,
+    effective_rank,
+    feature_norm,
+    feature_rank,
+    feature_statistics,
+    saturated_fraction,
+    select_samples,
+    srank,
+    stable_rank,
+)
+from agents.plasticity.measure import Measurement, measure
+from agents.plasticity.optimizer_statistics import (
+    adam_direction,
+    effective_step,
+    plasticity,
+    scaled_utility_statistics,
+    utility_statistics,
+)
+from agents.plasticity.population import StatisticsTable, population_statistics
+from agents.plasticity.probe import module_trainability, trainability
+from agents.plasticity.rows import Row
+from agents.plasticity.warnings import EarlyWarning, EarlyWarningMonitor, Thresholds
+from agents.plasticity.weights import (
+    distance_from_init,
+    gradient_l2,
+    gradient_zero_fraction,
+    update_ratio,
+    weight_l2,
+    weight_max_abs,
+    weight_mean_abs,
+    weight_rank,
+    weight_statistics,
+)
+
+__all__ = [
+    "EarlyWarning",
+    "EarlyWarningMonitor",
+    "Measurement",
+    "Row",
+    "StatisticsTable",
+    "Thresholds",
+    "adam_direction",
+    "approximate_rank",
+    "dead_fraction",
+    "distance_from_init",
+    "dormant_fraction",
+    "effective_rank",
+    "effective_step",
+    "feature_norm",
+    "feature_rank",
+    "feature_statistics",
+    "gradient_l2",
+    "gradient_zero_fraction",
+    "measure",
+    "module_trainability",
+    "plasticity",
+    "population_statistics",
+    "saturated_fraction",
+    "scaled_utility_statistics",
+    "select_samples",
+    "srank",
+    "stable_rank",
+    "trainability",
+    "update_ratio",
+    "utility_statistics",
+    "weight_l2",
+    "weight_max_abs",
+    "weight_mean_abs",
+    "weight_rank",
+    "weight_statistics",
+]
