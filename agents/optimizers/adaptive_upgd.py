@@ -1,0 +1,82 @@
+"""UPGD on Adam's direction: the variant that its authors use with PPO."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.optimizers.blocks import Group, Tile
+from agents.optimizers.checks import check_betas, check_number
+from agents.optimizers.upgd import UPGD
+
+
+class AdaptiveUPGD(UPGD):
+    r"""Adam that protects useful weights and perturbs useless ones: a drop-in for Adam.
+
+    With Adam's bias-corrected moments m̂, v̂ of the gradient, standard noise ξ and the scaled utility
+    s of `UPGD`::
+
+        w ← w·(1 − α·λ) − 2α·(m̂/(√v̂ + eps) + σ·ξ)·(1 − s)
+
+    A weight of no utility has s = ½ and moves as under Adam; the defaults are those published for
+    PPO. Every other setting means what it means for `UPGD`; not protecting,
+    w ← w·(1 − α·λ) − 2α·(m̂/(√v̂ + eps) + σ·ξ·(1 − s)), which steps twice as far as Adam: set
+    step_scale=1 there.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: α ≥ 0.
+        betas: decay of Adam's moments, each in [0, 1).
+        eps: > 0.
+        weight_decay: λ ≥ 0, decoupled.
+        beta_utility, sigma, order, scope, protecting, step_scale, noise_clip,
+            corrected_denominator, maximize, noise, generator, members: see `UPGD`.
+
+    Raises:
+        ValueError: as `UPGD`.
+    """
+
+    traces = ("utility", "exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-5,
+        weight_decay: float = 1e-3,
+        beta_utility: float = 0.999,
+        sigma: float = 1e-3,
+        step_scale: float = 2.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            beta_utility=beta_utility,
+            sigma=sigma,
+            step_scale=step_scale,
+            **settings,
+        )
+
+    def _direction(self, tile: Tile) -> tuple[Tensor, float]:
+        # m̂/(√v̂ + eps) = (√c₂/c₁)·m/(√v + √c₂·eps): the corrections cost no pass of their own.
+        (beta1, beta2), eps = tile.bucket.group["betas"], tile.bucket.group["eps"]
+        correction1 = 1 - beta1**tile.bucket.step
+        correction2 = math.sqrt(1 - beta2**tile.bucket.step)
+        first, second = tile.state["exp_avg"], tile.state["exp_avg_sq"]
+        first.lerp_(tile.gradients, 1 - beta1)
+        second.mul_(beta2).addcmul_(tile.gradients, tile.gradients, value=1 - beta2)
+        denominator = torch.sqrt(second, out=tile.scratch[1]).add_(eps * correction2)
+        return torch.div(first, denominator, out=denominator), correction2 / correction1
+
+    def _check(self, group: Group) -> None:
+        super()._check(group)
+        check_betas(group["betas"])
+        check_number("eps", group["eps"], low_excluded=True)

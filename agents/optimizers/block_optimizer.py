@@ -1,0 +1,322 @@
+"""The base class of the family: torch.optim's interface over tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.optimizers.blocks import TILE, Bucket, Group, Tile, works_in_place
+from agents.optimizers.noise import (
+    NOISES,
+    Generators,
+    NoiseFunction,
+    clip_and_scale,
+    fill_with_noise,
+)
+
+
+class BlockOptimizer(torch.optim.Optimizer):
+    """Base of optimizers whose step is elementwise passes over tiles.
+
+    A subclass names its traces and writes `_coefficients` and `_update_rows`.
+
+    Args:
+        params: parameters or parameter groups.
+        defaults: settings of a group that does not name its own.
+        noise: "normal", "cauchy" or a function parameter → standard noise of its shape.
+        generator: where noise is drawn from: None (torch's default generator), a `torch.Generator`,
+            or with `members` a sequence of them, one per member.
+        members: axis 0 of every parameter is the member axis of a population.
+
+    Raises:
+        ValueError, TypeError: if a setting is out of range, saying which and what it may be.
+    """
+
+    traces: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        noise: str | NoiseFunction = "normal",
+        generator: Generators = None,
+        members: bool = False,
+    ) -> None:
+        if not callable(noise) and noise not in NOISES:
+            raise ValueError(
+                f"noise must be one of {', '.join(map(repr, NOISES))} or a function, got {noise!r}."
+            )
+        self.noise = noise
+        self.members = members
+        self.generator = generator
+        self._buckets: list[Bucket] = []
+        self._views: list[tuple[Tensor, dict[str, Tensor]]] = []
+        super().__init__(params, defaults)
+        self._check_generators()
+
+    # ── What a subclass says ────────────────────────────────────────────────────────────────────
+
+    def _check(self, group: Group) -> None:
+        """Raise ValueError if one of the group's settings is out of range."""
+
+    def _needs_curvature(self, group: Group) -> bool:
+        return False
+
+    def _splits_columns(self, group: Group) -> bool:
+        """Whether a tile may hold parts of a vector."""
+        return True
+
+    def _coefficients(self, group: Group, step: int) -> Any:
+        """Numbers that hold for a whole bucket during step `step` (1 is the first)."""
+        raise NotImplementedError
+
+    def _update_rows(self, tiles: list[Tile]) -> None:
+        """Update all weights of some members, given all of their tiles."""
+        raise NotImplementedError
+
+    # ── torch.optim's interface ─────────────────────────────────────────────────────────────────
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: recomputes the loss and its gradients; called once, first.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset gradients, as every optimizer does, and forget `p.curvature`."""
+        super().zero_grad(set_to_none)
+        for p in self._parameters():
+            if getattr(p, "curvature", None) is not None:
+                p.curvature = None  # type: ignore[attr-defined]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters with settings of its own.
+
+        Raises:
+            ValueError: if a setting is out of range or a parameter is not a real floating-point
+                tensor (or, in a population, has no member axis of the common length).
+        """
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        try:
+            for p in self.param_groups[-1]["params"]:
+                self._check_parameter(p)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` gave; traces of bfloat16 parameters stay float32."""
+        super().load_state_dict(state_dict)
+        saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for p, saved_id in zip(self._parameters(), saved_ids, strict=True):
+            for name, value in state_dict["state"].get(saved_id, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][name] = value.to(p.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"noise": self.noise, "members": self.members, "generator": self.generator}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._buckets, self._views = [], []
+
+    # ── The step ────────────────────────────────────────────────────────────────────────────────
+
+    @torch.compiler.disable
+    def _step(self) -> None:
+        self._lay_out()
+        for bucket in self._buckets:
+            self._load(bucket)
+        by_rows = zip(*[self._tiles_by_row(bucket) for bucket in self._buckets], strict=True)
+        for tiles in by_rows:
+            self._update_rows(list(chain.from_iterable(tiles)))
+        for bucket in self._buckets:
+            bucket.store()
+
+    def _load(self, bucket: Bucket) -> None:
+        group, params = bucket.group, bucket.params
+        bucket.step += 1
+        for p in params:
+            self.state[p]["step"] = bucket.step
+        bucket.coefficients = self._coefficients(group, bucket.step)
+        gradients = [p.grad for p in params if p.grad is not None]
+        bucket.load("weights", params)
+        if group["maximize"]:
+            gradients = list(torch._foreach_neg(gradients))
+        bucket.load("gradients", gradients)
+        if self._needs_curvature(group):
+            curvatures = [_curvature(p) for p in params]
+            if group["maximize"]:
+                curvatures = list(torch._foreach_neg(curvatures))
+            bucket.load("curvature", curvatures)
+        if callable(self.noise) and group["sigma"]:
+            bucket.load("noise", [_own_noise(self.noise, p) for p in params])
+
+    def _tiles_by_row(self, bucket: Bucket) -> Iterable[list[Tile]]:
+        count = len(bucket.tiles) * bucket.row_tile // bucket.rows
+        return [bucket.tiles[i : i + count] for i in range(0, len(bucket.tiles), count)]
+
+    def _scaled_noise(self, tile: Tile, scale: float) -> Tensor:
+        """`scale` times fresh noise for a tile, in its last scratch tensor."""
+        out, clip = tile.scratch[-1], tile.bucket.group["noise_clip"]
+        if callable(self.noise):
+            return clip_and_scale(out.copy_(tile.noise), scale, clip)
+        return fill_with_noise(out, self.noise, scale, clip, tile.generators)
+
+    # ── Layout ──────────────────────────────────────────────────────────────────────────────────
+
+    def _lay_out(self) -> None:
+        """Put the parameters that have gradients in buckets, unless they already are."""
+        active = [
+            (group, p)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None and p.numel()
+        ]
+        for _, p in active:
+            if p.grad.layout is not torch.strided:
+                raise ValueError(
+                    f"{type(self).__name__} needs dense gradients, but a parameter of shape "
+                    f"{tuple(p.shape)} has one of layout {p.grad.layout}; "
+                    "use nn.Embedding(sparse=False) or torch.optim.SparseAdam."
+                )
+        if len(active) == len(self._views) and all(
+            p is q and all(self.state[p].get(name) is view for name, view in views.items())
+            for (_, p), (q, views) in zip(active, self._views, strict=True)
+        ):
+            return
+        self._buckets, self._views = [], []
+        if active:
+            self._check_generators()
+            self._buckets = self._make_buckets(active)
+            self._make_tiles()
+            order = {p: i for i, (_, p) in enumerate(active)}
+            self._views.sort(key=lambda entry: order[entry[0]])
+
+    def _make_buckets(self, active: list[tuple[Group, Tensor]]) -> list[Bucket]:
+        together: dict[tuple[Any, ...], tuple[Group, list[Tensor]]] = {}
+        for index, (group, p) in enumerate(active):
+            rows = p.shape[0] if self.members else 1
+            alone = works_in_place(p) and p.numel() // rows >= TILE // 2
+            step = self.state[p].get("step", 0)
+            key = (index,) if alone else (id(group), p.dtype, p.device, step)
+            together.setdefault(key, (group, []))[1].append(p)
+        return [
+            Bucket(group, params, self.state[params[0]].get("step", 0), self.members)
+            for group, params in together.values()
+        ]
+
+    def _make_tiles(self) -> None:
+        """Cut buckets into tiles and move the traces into rows."""
+        for bucket in self._buckets:
+            names = self.traces
+            flats = {name: bucket.zeros(bucket.rows, bucket.columns) for name in names}
+            views = {name: bucket.views(flat) for name, flat in flats.items()}
+            for i, p in enumerate(bucket.params):
+                for name in names:
+                    if name in self.state[p]:
+                        views[name][i].copy_(self.state[p][name])
+                    self.state[p][name] = views[name][i]
+                self._views.append((p, {name: views[name][i] for name in names}))
+            if bucket.params[0].device.type == "cpu":
+                bucket.row_tile = 1
+                if self._splits_columns(bucket.group):
+                    bucket.column_tile = min(TILE, bucket.columns)
+            scratch = [bucket.zeros(bucket.row_tile, bucket.column_tile) for _ in range(3)]
+            generators = self._generators(bucket.rows)
+            bucket.tiles = []
+            for row in range(0, bucket.rows, bucket.row_tile):
+                for start in range(0, bucket.columns, bucket.column_tile):
+                    rows = slice(row, row + bucket.row_tile)
+                    columns = slice(start, min(start + bucket.column_tile, bucket.columns))
+                    state = {name: flat[rows, columns] for name, flat in flats.items()}
+                    width = columns.stop - columns.start
+                    workspace = [s[:, :width] for s in scratch]
+                    bucket.tiles.append(Tile(bucket, state, workspace, generators[rows]))
+
+    # ── Checks ──────────────────────────────────────────────────────────────────────────────────
+
+    def _parameters(self) -> Iterable[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
+
+    def _generators(self, rows: int) -> list[torch.Generator | None]:
+        if isinstance(self.generator, Sequence):
+            return list(self.generator)
+        return [self.generator] * rows
+
+    def _check_parameter(self, p: Tensor) -> None:
+        name = type(self).__name__
+        if not p.is_floating_point() or p.layout is not torch.strided:
+            raise ValueError(
+                f"{name} needs dense parameters of a real floating-point type, got {p.dtype} with "
+                f"layout {p.layout}."
+            )
+        if self.members:
+            first = next(iter(self._parameters()))
+            if p.ndim == 0 or p.shape[0] != first.shape[0]:
+                raise ValueError(
+                    f"{name}(members=True) needs the member axis first in every parameter, with "
+                    f"one length; got shapes {tuple(first.shape)} and {tuple(p.shape)}."
+                )
+
+    def _check_generators(self) -> None:
+        if isinstance(self.generator, Sequence) != self.members:
+            if self.members and not callable(self.noise) and self._is_noisy():
+                raise ValueError(
+                    f"{type(self).__name__}(members=True) needs a sequence of generators, one per "
+                    f"member, got {self.generator!r}."
+                )
+            if not self.members:
+                raise ValueError(
+                    f"{type(self).__name__} takes a sequence of generators only with members=True; "
+                    "give one torch.Generator."
+                )
+        elif isinstance(self.generator, Sequence):
+            members = next((p.shape[0] for p in self._parameters()), len(self.generator))
+            if len(self.generator) != members:
+                raise ValueError(
+                    f"{type(self).__name__} needs one generator per member: {members} members, "
+                    f"{len(self.generator)} generators."
+                )
+
+    def _is_noisy(self) -> bool:
+        return any(group["sigma"] for group in self.param_groups)
+
+
+def _curvature(p: Tensor) -> Tensor:
+    curvature = getattr(p, "curvature", None)
+    if not isinstance(curvature, Tensor) or curvature.shape != p.shape:
+        found = "none" if curvature is None else f"one of shape {tuple(curvature.shape)}"
+        raise ValueError(
+            f"order='second' needs p.curvature, the diagonal of the loss's Hessian, beside p.grad: "
+            f"a parameter of shape {tuple(p.shape)} has {found}. Call hesscale(model, inputs, "
+            "targets, loss) in place of loss.backward(), or set it from another source."
+        )
+    return curvature
+
+
+def _own_noise(function: NoiseFunction, p: Tensor) -> Tensor:
+    noise = function(p)
+    if noise.shape != p.shape:
+        raise ValueError(
+            f"noise(parameter) must have the parameter's shape {tuple(p.shape)}, "
+            f"got {tuple(noise.shape)}."
+        )
+    return noise

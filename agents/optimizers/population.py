@@ -1,0 +1,151 @@
+"""One optimizer for a whole population, however the optimizer itself is made."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.optimizers.registry import get
+
+
+class StackedParameters(Protocol):
+    """Parameters of S members: a flat buffer [S, D] and named views [S, …] of it and its gradient.
+
+    `agents.networks.FlatParameters` is one.
+    """
+
+    data: Tensor
+    gradient: Tensor
+    views: dict[str, Tensor]
+    gradient_views: dict[str, Tensor]
+
+
+class PopulationOptimizer:
+    """Steps the parameters of S members as if each had an optimizer of its own.
+
+    How depends on what the optimizer needs (`OptimizerSpec.layout`): an elementwise one, or one
+    whose reductions are told to stay within a member, gets the flat buffer [S, D] as its one
+    parameter; one that needs the tensors apart gets them stacked, [S, …]; any other is made once
+    per member, with ordinary tensors.
+
+    Args:
+        name: a registered name or a dotted path to a `torch.optim.Optimizer` class.
+        parameters: what to step.
+        learning_rate: step size.
+        generators: one per member, for optimizers that draw noise.
+        hyper_parameters: of the optimizer, over the registered defaults.
+        one_per_member: make one instance per member in any case, so that `step` can leave some
+            members out.
+
+    Raises:
+        ValueError: if the optimizer or one of its hyper-parameters is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parameters: StackedParameters,
+        learning_rate: float,
+        generators: list[torch.Generator],
+        hyper_parameters: dict[str, Any],
+        one_per_member: bool = False,
+    ) -> None:
+        spec = get(name)
+        hyper_parameters = spec.resolve(hyper_parameters)
+        self.num_members = len(parameters.data)
+        self.layout = "member" if one_per_member else spec.layout
+        if self.layout == "flat":
+            self._tensors = [[_parameter(parameters.data, parameters.gradient)]]
+        elif self.layout == "stacked":
+            self._tensors = [
+                [
+                    _parameter(view, parameters.gradient_views[key])
+                    for key, view in parameters.views.items()
+                ]
+            ]
+        else:
+            self._tensors = [
+                [
+                    _parameter(view[member], parameters.gradient_views[key][member])
+                    for key, view in parameters.views.items()
+                ]
+                for member in range(self.num_members)
+            ]
+        if self.layout == "member":
+            self.optimizers = [
+                spec.build_one(tensors, learning_rate, generator, **hyper_parameters)
+                for tensors, generator in zip(self._tensors, generators, strict=True)
+            ]
+        else:
+            self.optimizers = [
+                spec.build(self._tensors[0], learning_rate, generators, **hyper_parameters)
+            ]
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the step size of every member."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+
+    def step(self, active: NDArray | None = None) -> None:
+        """One step of every member, or of those that are active, [S] bool.
+
+        Raises:
+            RuntimeError: if some are to be left out but the optimizer is not one per member.
+        """
+        if active is None:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        elif self.layout == "member":
+            for member in np.flatnonzero(active):
+                self.optimizers[member].step()
+        else:
+            raise RuntimeError("Leaving members out takes one optimizer per member.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's memory: tensors with the member axis first, or a list over members."""
+        states = [_copy(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
+        if self.layout == "member":
+            return {"members": states}
+        return {"stacked": _spread(states[0], self.num_members)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `state_dict` gave."""
+        states = state["members"] if self.layout == "member" else [_gather(state["stacked"])]
+        for optimizer, own in zip(self.optimizers, states, strict=True):
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": own, "param_groups": groups})
+
+
+_COMMON = "common"
+
+
+def _parameter(tensor: Tensor, gradient: Tensor) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(tensor)
+    parameter.grad = gradient
+    return parameter
+
+
+def _copy(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _copy(value) for key, value in tree.items()}
+    return tree.detach().clone() if isinstance(tree, Tensor) else tree
+
+
+def _spread(tree: Any, num_members: int) -> Any:
+    """Give what is common to all members (a step counter) a member axis too."""
+    if isinstance(tree, dict):
+        return {key: _spread(value, num_members) for key, value in tree.items()}
+    if isinstance(tree, Tensor) and tree.ndim == 0:
+        return {_COMMON: tree.repeat(num_members)}
+    return tree
+
+
+def _gather(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return tree[_COMMON][0] if _COMMON in tree else {k: _gather(v) for k, v in tree.items()}
+    return tree
