@@ -1,0 +1,1 @@
+"""PPO on populations of seeds, with pluggable optimizers."""

@@ -1,0 +1,308 @@
+"""The actors and critics of a population: S networks of one shape, stacked along a member axis.
+
+All parameters of the population live in one flat buffer [S, D], and so do their gradients, so
+that an optimizer step or a gradient norm is a handful of passes over one tensor. The backward
+pass is written out: for networks this small it takes half the time of automatic differentiation,
+and a tenth when there is one member. The tests hold it to autograd.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.random_streams import seed_of
+
+ROW_ALIGNMENT = 64
+LAYER_NORM_EPS = 1e-5
+
+
+class FlatParameters:
+    """Named tensors [S, …] that are views of one flat buffer [S, D], and their gradients.
+
+    D is padded with zeros to a multiple of 64, so that every member's row meets the same vector
+    lanes however many members there are. The padding has no gradient and no name.
+
+    Args:
+        shapes: name → shape of one member's tensor.
+        num_members: S.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        num_members: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.shapes = shapes
+        self.num_parameters = sum(math.prod(shape) for shape in shapes.values())
+        width = -(-self.num_parameters // ROW_ALIGNMENT) * ROW_ALIGNMENT
+        self.data = torch.zeros(num_members, width, dtype=dtype, device=device)
+        self.gradient = torch.zeros_like(self.data)
+        self.views = self.named_views(self.data)
+        self.gradient_views = self.named_views(self.gradient)
+
+    def named_views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views [S, …] by name of any tensor [S, D] laid out like the parameters."""
+        views, offset = {}, 0
+        for name, shape in self.shapes.items():
+            size = math.prod(shape)
+            views[name] = flat[:, offset : offset + size].view(len(flat), *shape)
+            offset += size
+        return views
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise nonlinearity.
+
+    Attributes:
+        forward: pre-activations → activations.
+        backward: (gradient in the activations, pre-activations, activations) → gradient in the
+            pre-activations.
+        infer: the same as `forward`, in place, on NumPy arrays, for the step loop.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
+    infer: Callable[[NDArray], NDArray]
+
+
+def _sigmoid(z: Tensor) -> Tensor:
+    # tanh has the same bits wherever an element stands in the tensor; torch.sigmoid has not.
+    return torch.tanh(z * 0.5).add_(1.0).mul_(0.5)
+
+
+def _silu_backward(gradient: Tensor, z: Tensor, h: Tensor) -> Tensor:
+    sigmoid = _sigmoid(z)
+    return gradient * (sigmoid + h * (1.0 - sigmoid))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": Activation(
+        torch.tanh,
+        lambda gradient, z, h: gradient * (1.0 - h * h),
+        lambda z: np.tanh(z, out=z),
+    ),
+    "relu": Activation(
+        torch.relu,
+        lambda gradient, z, h: gradient * (z > 0),
+        lambda z: np.maximum(z, 0, out=z),
+    ),
+    "leaky_relu": Activation(
+        lambda z: torch.where(z > 0, z, 0.01 * z),
+        lambda gradient, z, h: torch.where(z > 0, gradient, 0.01 * gradient),
+        lambda z: np.where(z > 0, z, 0.01 * z),
+    ),
+    "elu": Activation(
+        lambda z: torch.where(z > 0, z, torch.expm1(z)),
+        lambda gradient, z, h: torch.where(z > 0, gradient, gradient * (h + 1.0)),
+        lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    ),
+    "silu": Activation(
+        lambda z: z * _sigmoid(z),
+        _silu_backward,
+        lambda z: z * (0.5 * (1.0 + np.tanh(0.5 * z))),
+    ),
+}
+
+
+class StackedMLP:
+    """S multilayer perceptrons of one shape: linear → [layer norm] → activation, …, linear.
+
+    Args:
+        parameters: where its tensors live; they are called `NAME.layer_1.weight` [S, out, in],
+            `.bias` [S, out], with layer norm also `.norm_weight` and `.norm_bias` [S, out], and
+            `NAME.output.weight`, `.bias`.
+        name: "actor" or "critic".
+        num_hidden: number of hidden layers.
+        activation: a key of `ACTIVATIONS`.
+        layer_norm: normalise pre-activations (Ba et al., 2016).
+    """
+
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        name: str,
+        num_hidden: int,
+        activation: str,
+        layer_norm: bool,
+    ) -> None:
+        self.parameters = parameters
+        self.layers = [f"{name}.layer_{i + 1}" for i in range(num_hidden)]
+        self.output_layer = f"{name}.output"
+        self.activation = ACTIVATIONS[activation]
+        self.layer_norm = layer_norm
+        self._saved: list[tuple[Tensor, ...]] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[S, B, in] → [S, B, out], keeping what `backward` needs."""
+        self._saved = []
+        h = inputs
+        for layer in self.layers:
+            z = self._linear(layer, h)
+            normalised = inverse_std = z
+            if self.layer_norm:
+                z, normalised, inverse_std = self._normalise(layer, z)
+            activations = self.activation.forward(z)
+            self._saved.append((h, z, activations, normalised, inverse_std))
+            h = activations
+        return self._linear(self.output_layer, h)
+
+    def backward(self, gradient: Tensor) -> None:
+        """Write the parameters' gradients, given the loss's gradient [S, B, out] in the outputs.
+
+        The loss is summed over the batch here; divide by B beforehand for a mean.
+        """
+        h = self._saved[-1][2]
+        gradient = self._linear_backward(self.output_layer, gradient, h)
+        for i in reversed(range(len(self.layers))):
+            layer = self.layers[i]
+            h, z, activations, normalised, inverse_std = self._saved[i]
+            gradient = self.activation.backward(gradient, z, activations)
+            if self.layer_norm:
+                gradient = self._normalise_backward(layer, gradient, normalised, inverse_std)
+            gradient = self._linear_backward(layer, gradient, h, needs_input=i > 0)
+
+    def hidden_activations(self, inputs: Tensor) -> list[Tensor]:
+        """The activations [S, B, units] of every hidden layer on inputs [S, B, in]."""
+        self.forward(inputs)
+        return [activations for _, _, activations, _, _ in self._saved]
+
+    def infer(self, inputs: NDArray, weights: dict[str, NDArray]) -> NDArray:
+        """`forward` on NumPy arrays, for the step loop: [S, N, in] → [S, N, out].
+
+        Args:
+            weights: views of the parameters as arrays (see `ActorCritic.numpy_views`).
+        """
+        h = inputs
+        for layer in self.layers:
+            z = np.matmul(h, weights[f"{layer}.weight"].swapaxes(1, 2))
+            z += weights[f"{layer}.bias"][:, None]
+            if self.layer_norm:
+                z -= z.mean(-1, keepdims=True)
+                z /= np.sqrt(np.square(z).mean(-1, keepdims=True) + LAYER_NORM_EPS)
+                z *= weights[f"{layer}.norm_weight"][:, None]
+                z += weights[f"{layer}.norm_bias"][:, None]
+            h = self.activation.infer(z)
+        outputs = np.matmul(h, weights[f"{self.output_layer}.weight"].swapaxes(1, 2))
+        outputs += weights[f"{self.output_layer}.bias"][:, None]
+        return outputs
+
+    def _linear(self, layer: str, inputs: Tensor) -> Tensor:
+        views = self.parameters.views
+        weight, bias = views[f"{layer}.weight"], views[f"{layer}.bias"]
+        return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
+
+    def _linear_backward(
+        self, layer: str, gradient: Tensor, inputs: Tensor, needs_input: bool = True
+    ) -> Tensor:
+        gradients, views = self.parameters.gradient_views, self.parameters.views
+        gradients[f"{layer}.weight"].copy_(torch.bmm(gradient.transpose(1, 2), inputs))
+        gradients[f"{layer}.bias"].copy_(gradient.sum(1))
+        return torch.bmm(gradient, views[f"{layer}.weight"]) if needs_input else gradient
+
+    def _normalise(self, layer: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        views = self.parameters.views
+        centred = z - z.mean(-1, keepdim=True)
+        inverse_std = (centred.square().mean(-1, keepdim=True) + LAYER_NORM_EPS).rsqrt()
+        normalised = centred * inverse_std
+        weight, bias = views[f"{layer}.norm_weight"], views[f"{layer}.norm_bias"]
+        return normalised * weight.unsqueeze(1) + bias.unsqueeze(1), normalised, inverse_std
+
+    def _normalise_backward(
+        self, layer: str, gradient: Tensor, normalised: Tensor, inverse_std: Tensor
+    ) -> Tensor:
+        gradients, views = self.parameters.gradient_views, self.parameters.views
+        gradients[f"{layer}.norm_weight"].copy_((gradient * normalised).sum(1))
+        gradients[f"{layer}.norm_bias"].copy_(gradient.sum(1))
+        gradient = gradient * views[f"{layer}.norm_weight"].unsqueeze(1)
+        mean = gradient.mean(-1, keepdim=True)
+        correlation = (gradient * normalised).mean(-1, keepdim=True)
+        return (gradient - mean - normalised * correlation) * inverse_std
+
+
+class ActorCritic:
+    """The networks of S members: a Gaussian policy and a value function, apart.
+
+    The actor gives the mean of a diagonal Gaussian whose log standard deviation `actor.log_std`
+    [S, A] does not depend on the state.
+
+    Args:
+        seeds: the members' seeds; member k's initial weights depend on `seeds[k]` alone.
+        observation_size: O.
+        action_size: A.
+        hidden_sizes: units of the hidden layers, the same for actor and critic.
+        activation: a key of `ACTIVATIONS`.
+        layer_norm: normalise the pre-activations of the hidden layers.
+    """
+
+    def __init__(
+        self,
+        seeds: list[int],
+        observation_size: int,
+        action_size: int,
+        hidden_sizes: tuple[int, ...] = (64, 64),
+        activation: str = "tanh",
+        layer_norm: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shapes = {
+            **_mlp_shapes("actor", (observation_size, *hidden_sizes, action_size), layer_norm),
+            "actor.log_std": (action_size,),
+            **_mlp_shapes("critic", (observation_size, *hidden_sizes, 1), layer_norm),
+        }
+        self.parameters = FlatParameters(shapes, len(seeds), dtype, device)
+        self.activation_name = activation
+        depth = len(hidden_sizes)
+        self.actor = StackedMLP(self.parameters, "actor", depth, activation, layer_norm)
+        self.critic = StackedMLP(self.parameters, "critic", depth, activation, layer_norm)
+        for member, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed_of(seed, "parameters"))
+            self._initialise(member, generator)
+
+    @property
+    def log_std(self) -> Tensor:
+        """Log standard deviations of the policy [S, A]."""
+        return self.parameters.views["actor.log_std"]
+
+    def numpy_views(self) -> dict[str, NDArray]:
+        """The parameters by name as NumPy arrays: views on the CPU, a copy from a GPU."""
+        flat = self.parameters.data.cpu()
+        return {name: view.numpy() for name, view in self.parameters.named_views(flat).items()}
+
+    def _initialise(self, member: int, generator: torch.Generator) -> None:
+        """Orthogonal, gain √2 hidden, 0.01 actor output, 1 critic output; biases 0."""
+        for name, view in self.parameters.views.items():
+            if name.endswith("norm_weight"):
+                view[member].fill_(1.0)
+            elif name.endswith("weight"):
+                gain = {"actor.output.weight": 0.01, "critic.output.weight": 1.0}.get(
+                    name, math.sqrt(2)
+                )
+                weight = torch.empty(view.shape[1:], dtype=torch.float64)
+                torch.nn.init.orthogonal_(weight, gain, generator=generator)
+                view[member].copy_(weight)
+
+
+def _mlp_shapes(
+    name: str, sizes: tuple[int, ...], layer_norm: bool
+) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        hidden = i < len(sizes) - 2
+        layer = f"{name}.layer_{i + 1}" if hidden else f"{name}.output"
+        shapes[f"{layer}.weight"] = (outputs, inputs)
+        shapes[f"{layer}.bias"] = (outputs,)
+        if layer_norm and hidden:
+            shapes[f"{layer}.norm_weight"] = (outputs,)
+            shapes[f"{layer}.norm_bias"] = (outputs,)
+    return shapes

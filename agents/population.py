@@ -1,0 +1,182 @@
+"""A population: S members split into blocks that learn side by side, one thread a block.
+
+Because a member does not know how many others there are, how the members are divided among
+threads changes nothing but the time it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+import envs
+from agents.config import TrainConfig
+from agents.networks import ActorCritic
+from agents.optimizers.population import PopulationOptimizer
+from agents.ppo import PPO, IterationReport
+from agents.random_streams import RandomStreams, environment_seeds
+from envs.normalization import NormalizeObservation, NormalizeReward
+
+
+class Population:
+    """The S members of an arm. The runner knows it by four verbs: advance, report (what advance
+    gives), state out, state in.
+
+    Args:
+        config: the arm.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.seeds = config.member_seeds
+        # Operations are never split across threads: that would make a member's bits depend on
+        # how many there are. Members are.
+        torch.set_num_threads(1)
+        num_blocks = 1 if config.run.device != "cpu" else min(config.threads, len(self.seeds))
+        sizes = [len(part) for part in np.array_split(self.seeds, num_blocks)]
+        ends = np.cumsum(sizes)
+        self._bounds = [(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+        threads = max(1, config.threads // num_blocks)
+        self.blocks: list[PPO] = []
+        for start, end in self._bounds:
+            self.blocks.append(make_learner(config, self.seeds[start:end], threads))
+        self._pool = ThreadPoolExecutor(num_blocks, thread_name_prefix="members")
+
+    def advance(self) -> IterationReport:
+        """One iteration of every member."""
+        reports = list(self._pool.map(lambda block: block.advance(), self.blocks))
+        return _merge_reports(reports, [start for start, _ in self._bounds])
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return self.blocks[0].iteration
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of each member."""
+        return self.blocks[0].steps
+
+    @property
+    def healthy(self) -> np.ndarray:
+        """[S] bool: the members that still learn."""
+        return np.concatenate([block.healthy for block in self.blocks])
+
+    @property
+    def exact_state(self) -> bool:
+        """Whether the environments can be saved and restored bit for bit."""
+        return all(getattr(block.env.unwrapped, "exact_state", False) for block in self.blocks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the members are, member axis first, however they are split into blocks."""
+        return _join([block.state_dict() for block in self.blocks])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `state_dict` gave, on any number of threads."""
+        for block, (start, end) in zip(self.blocks, self._bounds, strict=True):
+            block.load_state_dict(_part(state, start, end, len(self.seeds)))
+
+    def close(self) -> None:
+        """Release threads and environments."""
+        self._pool.shutdown()
+        for block in self.blocks:
+            block.env.close()
+
+
+def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO:
+    """A learner of the members with these seeds.
+
+    Raises:
+        ValueError: if the environment, the optimizer or one of their settings is unknown.
+    """
+    spec = config.environment
+    env = envs.make(
+        config.run.env,
+        num_members=len(seeds),
+        envs_per_member=spec.envs_per_seed,
+        threads=threads,
+        env_kwargs=config.run.env_kwargs,
+    )
+    if spec.normalize_observations:
+        env = NormalizeObservation(env, num_members=len(seeds))
+    if spec.normalize_rewards:
+        env = NormalizeReward(env, num_members=len(seeds), gamma=config.ppo.gamma)
+    networks = ActorCritic(
+        seeds,
+        env.single_observation_space.shape[0],
+        env.single_action_space.shape[0],
+        config.ppo.hidden_sizes,
+        config.ppo.activation,
+        config.ppo.layer_norm,
+        device=config.run.device,
+    )
+    streams = RandomStreams.from_seeds(seeds, config.run.device)
+    optimizer = PopulationOptimizer(
+        config.run.opt,
+        networks.parameters,
+        config.ppo.learning_rate,
+        streams.optimizer_noise,
+        config.run.opt_kwargs,
+        one_per_member=config.ppo.target_kl is not None,
+    )
+    return PPO(
+        config.ppo,
+        env,
+        environment_seeds(seeds, spec.envs_per_seed),
+        networks,
+        optimizer,
+        streams,
+        config.num_iterations,
+    )
+
+
+def _merge_reports(reports: list[IterationReport], offsets: list[int]) -> IterationReport:
+    return IterationReport(
+        scalars={
+            name: np.concatenate([report.scalars[name] for report in reports])
+            for name in reports[0].scalars
+        },
+        episodes=[
+            (member + offset, *rest)
+            for report, offset in zip(reports, offsets, strict=True)
+            for member, *rest in report.episodes
+        ],
+        halted=[
+            (member + offset, cause)
+            for report, offset in zip(reports, offsets, strict=True)
+            for member, cause in report.halted
+        ],
+        seconds={
+            phase: sum(report.seconds[phase] for report in reports) for phase in reports[0].seconds
+        },
+    )
+
+
+def _join(trees: list[Any]) -> Any:
+    """One state from the blocks': arrays and lists are joined along the member axis."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: _join([tree[key] for tree in trees]) for key in first}
+    if isinstance(first, torch.Tensor):
+        return torch.cat([tree.cpu() for tree in trees])
+    if isinstance(first, np.ndarray):
+        return np.concatenate(trees)
+    if isinstance(first, list):
+        return [item for tree in trees for item in tree]
+    return first
+
+
+def _part(tree: Any, start: int, end: int, num_members: int) -> Any:
+    """The state of members start … end − 1, from that of all `num_members`."""
+    take: Callable[[Any], Any] = lambda rows: rows[  # noqa: E731
+        start * len(rows) // num_members : end * len(rows) // num_members
+    ]
+    if isinstance(tree, dict):
+        return {key: _part(value, start, end, num_members) for key, value in tree.items()}
+    if isinstance(tree, torch.Tensor | np.ndarray | list):
+        return take(tree)
+    return tree

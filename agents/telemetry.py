@@ -1,0 +1,192 @@
+"""What a run tells while it goes: TensorBoard, and columnar records of the same."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.event_log import EventLog
+from agents.ppo import IterationReport
+from agents.records import EPISODES, EVENTS, STATISTICS, RecordTable
+from agents.run_directory import RunDirectory
+
+EPISODE_WINDOW = 100
+"""Episodes of a member that its running mean return covers, as in Stable-Baselines3."""
+
+# Tags are those of Stable-Baselines3 where it has one, with its signs and factors, so that its
+# runs and these overlay: it logs the negative entropy, and a value loss without the factor ½.
+SCALAR_TAGS: dict[str, tuple[str, float]] = {
+    "policy_loss": ("train/policy_gradient_loss", 1.0),
+    "value_loss": ("train/value_loss", 2.0),
+    "entropy": ("train/entropy_loss", -1.0),
+    "approx_kl": ("train/approx_kl", 1.0),
+    "clip_fraction": ("train/clip_fraction", 1.0),
+    "explained_variance": ("train/explained_variance", 1.0),
+    "std": ("train/std", 1.0),
+    "learning_rate": ("train/learning_rate", 1.0),
+    "gradient_norm": ("train/gradient_norm", 1.0),
+    "max_ratio": ("train/max_ratio", 1.0),
+}
+
+
+class Telemetry:
+    """Writes every iteration's report to the run directory.
+
+    Args:
+        directory: the run.
+        seeds: the members' seeds.
+        positions: where each event file of a continued run was at its checkpoint.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, seeds: list[int], positions: dict[str, int] | None = None
+    ) -> None:
+        self.seeds = seeds
+        names = [f"seed_{seed}" for seed in seeds]
+        positions = positions or {}
+        self._logs = {
+            name: EventLog(directory.tensorboard / name, positions.get(name, 0))
+            for name in [*names, "population"]
+        }
+        self._member_logs = [self._logs[name] for name in names]
+        self.episodes = RecordTable(directory.records / "episodes", EPISODES)
+        self.statistics = RecordTable(directory.records / "statistics", STATISTICS)
+        self.events = RecordTable(directory.records / "events", EVENTS)
+        self._recent: list[deque[tuple[float, int]]] = [
+            deque(maxlen=EPISODE_WINDOW) for _ in seeds
+        ]
+
+    def record(
+        self, report: IterationReport, step: int, healthy: NDArray, fps: float, to_log: bool
+    ) -> None:
+        """Take in what one iteration gave.
+
+        Args:
+            report: the iteration's report.
+            step: environment steps of each member at its end.
+            healthy: [S] bool.
+            fps: environment steps per second, all members together.
+            to_log: whether this iteration goes to TensorBoard.
+        """
+        members = [episode[0] for episode in report.episodes]
+        self.episodes.append(
+            {
+                "member": members,
+                "seed": [self.seeds[member] for member in members],
+                "step": [episode[1] for episode in report.episodes],
+                "episode_return": [episode[2] for episode in report.episodes],
+                "episode_length": [episode[3] for episode in report.episodes],
+                "terminated": [episode[4] for episode in report.episodes],
+            }
+        )
+        for member, _, episode_return, length, _ in report.episodes:
+            self._recent[member].append((episode_return, length))
+        for member, cause in report.halted:
+            self.event(member, step, "halted", cause)
+        if to_log:
+            self._record_statistics(report.scalars, step, healthy)
+            self._log_scalars(report.scalars, step, healthy, fps)
+
+    def event(self, member: int, step: int, kind: str, message: str) -> None:
+        """Note that something happened to a member."""
+        row = {
+            "member": member,
+            "seed": self.seeds[member],
+            "step": step,
+            "kind": kind,
+            "message": message,
+        }
+        self.events.append({name: [value] for name, value in row.items()})
+        self._member_logs[member].text(step, f"events/{kind}", message)
+
+    @property
+    def mean_returns(self) -> NDArray:
+        """[S], each member's mean return over its latest episodes; NaN before the first."""
+        return np.array([_mean(recent, 0) for recent in self._recent])
+
+    def flush(self, step: int, sync: bool = False) -> None:
+        """Write what was gathered up to a step."""
+        for table in (self.episodes, self.statistics, self.events):
+            table.flush(step)
+        for log in self._logs.values():
+            log.flush(sync)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run needs so that its records go on without a seam."""
+        return {
+            "positions": {name: log.position for name, log in self._logs.items()},
+            "recent_episodes": [[list(pair) for pair in recent] for recent in self._recent],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Continue from a state that `state_dict` gave, dropping records beyond its step."""
+        for recent, pairs in zip(self._recent, state["recent_episodes"], strict=True):
+            recent.extend((float(value), int(length)) for value, length in pairs)
+        for table in (self.episodes, self.statistics, self.events):
+            table.rewind(step)
+
+    def close(self) -> None:
+        """Close the event files."""
+        for log in self._logs.values():
+            log.close()
+
+    def _record_statistics(
+        self, scalars: Mapping[str, NDArray], step: int, healthy: NDArray
+    ) -> None:
+        members = np.flatnonzero(healthy)
+        count = len(members) * len(scalars)
+        self.statistics.append(
+            {
+                "member": np.tile(members, len(scalars)),
+                "step": np.full(count, step),
+                "network": ["ppo"] * count,
+                "layer": [""] * count,
+                "statistic": np.repeat(list(scalars), len(members)).tolist(),
+                "value": np.concatenate([values[members] for values in scalars.values()]),
+            }
+        )
+
+    def _log_scalars(
+        self, scalars: Mapping[str, NDArray], step: int, healthy: NDArray, fps: float
+    ) -> None:
+        columns = {
+            "rollout/ep_rew_mean": self.mean_returns,
+            "rollout/ep_len_mean": np.array([_mean(recent, 1) for recent in self._recent]),
+            **{tag: sign * scalars[name] for name, (tag, sign) in SCALAR_TAGS.items()},
+            "time/fps": np.full(len(self.seeds), fps / max(1, int(healthy.sum()))),
+        }
+        for member in np.flatnonzero(healthy):
+            values = {tag: column[member] for tag, column in columns.items()}
+            self._member_logs[member].scalars(step, _finite(values))
+
+        columns["time/fps"] = np.full(len(self.seeds), fps)
+        summary = {tag: _mean_of(column[healthy]) for tag, column in columns.items()}
+        returns = np.sort(columns["rollout/ep_rew_mean"][healthy])
+        returns = returns[np.isfinite(returns)]
+        if len(returns):
+            cut = len(returns) // 4
+            summary |= {
+                "rollout/ep_rew_iqm": returns[cut : len(returns) - cut].mean(),
+                "rollout/ep_rew_std": returns.std(),
+                "rollout/ep_rew_min": returns[0],
+                "rollout/ep_rew_max": returns[-1],
+            }
+        summary["population/healthy_members"] = float(healthy.sum())
+        self._logs["population"].scalars(step, _finite(summary))
+
+
+def _mean(recent: deque[tuple[float, int]], column: int) -> float:
+    return sum(pair[column] for pair in recent) / len(recent) if recent else float("nan")
+
+
+def _mean_of(values: NDArray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {tag: float(value) for tag, value in values.items() if np.isfinite(value)}

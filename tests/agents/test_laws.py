@@ -1,0 +1,121 @@
+"""The laws: members are independent, resuming is exact, arms differ in the optimizer alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents.config import TrainConfig
+from agents.population import Population, make_learner
+
+SMALL = {
+    "env": "Hopper-v4",
+    "rollout_steps": 64,
+    "minibatches": 4,
+    "epochs": 3,
+    "hidden_sizes": (16, 16),
+    "steps": 64 * 4,
+    "threads": 1,
+}
+ODD = {"hidden_sizes": (13, 7), "rollout_steps": 45, "minibatches": 5, "steps": 45 * 4}
+
+
+def config(**changes):
+    return TrainConfig().with_flat({**SMALL, **changes})
+
+
+def assert_equal(ours, theirs):
+    """Two nested states have the same bits."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_equal(ours[key], theirs[key])
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_equal(mine, other)
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    elif isinstance(ours, np.ndarray):
+        np.testing.assert_array_equal(ours, theirs)
+    else:
+        assert ours == theirs
+
+
+def member_of(state, member, num_members):
+    """The part of one member of a population's state."""
+    if isinstance(state, dict):
+        return {key: member_of(value, member, num_members) for key, value in state.items()}
+    if isinstance(state, torch.Tensor | np.ndarray | list):
+        size = len(state) // num_members
+        return state[member * size : (member + 1) * size]
+    return state
+
+
+def advanced(population, iterations=3):
+    for _ in range(iterations):
+        report = population.advance()
+    return population.state_dict(), report
+
+
+OPTIMIZERS = ["adam", "upgd", "sgd", "rmsprop", "adamw", "torch.optim.NAdam"]
+
+
+@pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+def test_a_member_of_eight_equals_the_same_seed_alone(opt, shape):
+    together, _ = advanced(Population(config(opt=opt, seeds=8, **shape)))
+    for member in (0, 5):
+        alone, _ = advanced(Population(config(opt=opt, seeds=1, seed=1 + member, **shape)))
+        assert_equal(member_of(together, member, 8), alone)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation": "relu"},
+        {"activation": "leaky_relu"},
+        {"activation": "elu"},
+        {"activation": "silu"},
+        {"layer_norm": True},
+        {"envs_per_seed": 3, "bootstrap_time_limits": True},
+        {"target_kl": 0.003},
+        {"normalize_observations": False, "normalize_rewards": False},
+        {"env": "Pendulum-v1"},
+    ],
+    ids=lambda changes: "-".join(f"{key}={value}" for key, value in changes.items()),
+)
+def test_a_member_is_independent_under_every_setting(changes):
+    changes = {**ODD, **changes}
+    together, report = advanced(Population(config(seeds=3, **changes)))
+    alone, own = advanced(Population(config(seeds=1, seed=2, **changes)))
+    assert_equal(member_of(together, 1, 3), alone)
+    for name, values in own.scalars.items():
+        np.testing.assert_array_equal(report.scalars[name][1:2], values)
+
+
+def test_the_number_of_threads_changes_nothing():
+    one, _ = advanced(Population(config(seeds=5)))
+    two, _ = advanced(Population(config(seeds=5, threads=2)))
+    assert_equal(one, two)
+
+
+@pytest.mark.parametrize("opt", ["upgd", "sgd"])
+def test_arms_differ_in_the_optimizer_alone(opt):
+    learners = [make_learner(config(opt=name), [7]) for name in ("adam", opt)]
+    assert torch.equal(*[learner.networks.parameters.data for learner in learners])
+    for learner in learners:
+        learner.collect()
+    for name in ("observations", "actions", "rewards", "dones", "log_probs", "values"):
+        np.testing.assert_array_equal(*[getattr(learner.rollout, name) for learner in learners])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("opt", ["adam", "upgd", "sgd", "torch.optim.NAdam"])
+def test_a_restored_population_goes_on_as_if_it_had_not_stopped(opt, threads):
+    whole = Population(config(opt=opt, seeds=3))
+    halfway, _ = advanced(whole, 2)
+    expected, _ = advanced(whole, 2)
+    restored = Population(config(opt=opt, seeds=3, threads=threads))
+    restored.load_state_dict(halfway)
+    assert restored.steps == 2 * SMALL["rollout_steps"]
+    assert_equal(advanced(restored, 2)[0], expected)

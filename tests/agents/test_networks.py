@@ -1,0 +1,93 @@
+"""The stacked networks against PyTorch's own modules and automatic differentiation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agents.networks import ACTIVATIONS, ActorCritic
+
+MODULES = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+}
+
+
+def torch_module(networks, member, name, depth, activation, layer_norm):
+    """The same network as an ordinary module."""
+    views = networks.parameters.views
+    layers = []
+    for layer in [*(f"{name}.layer_{i + 1}" for i in range(depth)), f"{name}.output"]:
+        weight, bias = views[f"{layer}.weight"][member], views[f"{layer}.bias"][member]
+        linear = nn.Linear(*reversed(weight.shape), dtype=torch.float64)
+        linear.weight.data, linear.bias.data = weight.clone(), bias.clone()
+        layers.append(linear)
+        if not layer.endswith("output"):
+            if layer_norm:
+                norm = nn.LayerNorm(len(bias), dtype=torch.float64)
+                norm.weight.data = views[f"{layer}.norm_weight"][member].clone()
+                norm.bias.data = views[f"{layer}.norm_bias"][member].clone()
+                layers.append(norm)
+            layers.append(MODULES[activation]())
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("hidden_sizes", [(9,), (7, 5), (4, 8, 6)])
+def test_outputs_and_gradients_equal_those_of_pytorch_modules(activation, layer_norm, hidden_sizes):
+    torch.manual_seed(0)
+    seeds = [3, 4, 5]
+    networks = ActorCritic(seeds, 6, 2, hidden_sizes, activation, layer_norm, torch.float64)
+    flat = networks.parameters.data
+    flat[:, : networks.parameters.num_parameters].add_(
+        0.3 * torch.randn(3, networks.parameters.num_parameters, dtype=torch.float64)
+    )
+    inputs = torch.randn(3, 11, 6, dtype=torch.float64)
+    for name, stacked in (("actor", networks.actor), ("critic", networks.critic)):
+        outputs = stacked.forward(inputs)
+        weights = torch.randn_like(outputs)
+        stacked.backward(weights)
+        inferred = stacked.infer(inputs.numpy(), networks.numpy_views())
+        for member in range(3):
+            module = torch_module(
+                networks, member, name, len(hidden_sizes), activation, layer_norm
+            )
+            expected = module(inputs[member])
+            (expected * weights[member]).sum().backward()
+            torch.testing.assert_close(outputs[member], expected, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(
+                inferred[member], expected.detach().numpy(), rtol=1e-12, atol=1e-12
+            )
+            gradients = [
+                view[member]
+                for key, view in networks.parameters.gradient_views.items()
+                if key.startswith(f"{name}.") and not key.endswith("log_std")
+            ]
+            for gradient, parameter in zip(gradients, module.parameters(), strict=True):
+                torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_initialisation_is_orthogonal_with_the_published_gains():
+    networks = ActorCritic([1], 64, 8, (64, 64), dtype=torch.float64)
+    gains = {"layer_1": math.sqrt(2), "layer_2": math.sqrt(2)}
+    for network, output_gain in (("actor", 0.01), ("critic", 1.0)):
+        for layer, gain in {**gains, "output": output_gain}.items():
+            weight = networks.parameters.views[f"{network}.{layer}.weight"][0]
+            product = weight @ weight.T
+            expected = gain**2 * torch.eye(len(weight), dtype=torch.float64)
+            torch.testing.assert_close(product, expected, rtol=0, atol=1e-10)
+            assert not networks.parameters.views[f"{network}.{layer}.bias"].any()
+    assert not networks.log_std.any()
+
+
+def test_a_members_initial_weights_depend_on_its_seed_alone():
+    population = ActorCritic([1, 2, 3], 5, 2)
+    alone = ActorCritic([2], 5, 2)
+    assert torch.equal(population.parameters.data[1:2], alone.parameters.data)
+    assert not torch.equal(population.parameters.data[0], population.parameters.data[1])

@@ -1,0 +1,112 @@
+"""One whole PPO update against numbers recorded from the published implementation."""
+
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from agents.networks import ActorCritic
+from agents.optimizers.population import PopulationOptimizer
+from agents.ppo import MINIBATCH_STATISTICS, PPO, PPOConfig
+from agents.random_streams import RandomStreams
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+LAYERS = {"0": "layer_1", "2": "layer_2", "4": "output"}
+
+
+class RecordedEnv(gym.vector.VectorEnv):
+    """Spaces alone: the rollout is a recorded one."""
+
+    def __init__(self, num_envs, observation_size, action_size):
+        self.num_envs = num_envs
+        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (observation_size,))
+        self.single_action_space = gym.spaces.Box(-1, 1, (action_size,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((self.num_envs, *self.single_observation_space.shape)), {}
+
+
+def our_name(name):
+    """`actor_mean.0.weight` → `actor.layer_1.weight`."""
+    if name == "actor_logstd":
+        return "actor.log_std"
+    network, layer, tensor = name.split(".")
+    return f"{network.removesuffix('_mean')}.{LAYERS[layer]}.{tensor}"
+
+
+@pytest.mark.parametrize("num_members", [1, 3])
+@pytest.mark.parametrize("optimizer", ["adam", "upgd"])
+def test_a_recorded_update_is_reproduced(optimizer, num_members):
+    file = {"adam": "ppo_update_adam", "upgd": "ppo_update_adaptive_upgd"}[optimizer]
+    golden = np.load(FIXTURES / f"{file}.npz", allow_pickle=False)
+    settings = json.loads(str(golden["settings"]))
+    hyper_parameters = {
+        "adam": {"eps": settings["adam_eps"]} if "adam_eps" in settings else {},
+        "upgd": {"sigma": 0.0},
+    }[optimizer]
+    steps, envs, observation_size = golden["obs"].shape
+    config = PPOConfig(
+        rollout_steps=steps,
+        minibatches=8,
+        epochs=4,
+        anneal=False,
+        learning_rate=settings["lr"],
+        hidden_sizes=(16, 16),
+    )
+    seeds = list(range(num_members))
+    networks = ActorCritic(
+        seeds, observation_size, golden["actions"].shape[-1], (16, 16), dtype=torch.float64
+    )
+    for name in golden.files:
+        if name.startswith("init/"):
+            networks.parameters.views[our_name(name.removeprefix("init/"))][:] = torch.from_numpy(
+                golden[name]
+            ).reshape(networks.parameters.shapes[our_name(name.removeprefix("init/"))])
+    streams = RandomStreams.from_seeds(seeds)
+    ppo = PPO(
+        config,
+        RecordedEnv(num_members * envs, observation_size, golden["actions"].shape[-1]),
+        [0] * num_members * envs,
+        networks,
+        PopulationOptimizer(
+            optimizer,
+            networks.parameters,
+            config.learning_rate,
+            streams.optimizer_noise,
+            hyper_parameters,
+        ),
+        streams,
+        num_iterations=1,
+    )
+    for ours, theirs in {
+        "observations": "obs",
+        "actions": "actions",
+        "rewards": "rewards",
+        "dones": "dones",
+        "log_probs": "logprobs",
+        "values": "values",
+        "next_observations": "next_obs",
+        "next_dones": "next_done",
+    }.items():
+        getattr(ppo.rollout, ours)[:] = golden[theirs]
+
+    advantages, returns = ppo.estimate_advantages()
+    permutations = torch.from_numpy(golden["permutations"]).unsqueeze(1)
+    log = ppo.update(advantages, returns, permutations.expand(-1, num_members, -1))
+
+    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "gradient_norm")
+    columns = [MINIBATCH_STATISTICS.index(name) for name in names]
+    for member in range(num_members):
+        np.testing.assert_allclose(advantages[member], golden["advantages"], **TOLERANCE)
+        np.testing.assert_allclose(returns[member], golden["returns"], **TOLERANCE)
+        np.testing.assert_allclose(log[:, member, columns], golden["minibatch_log"], **TOLERANCE)
+        for name in golden.files:
+            if name.startswith("final/"):
+                ours = networks.parameters.views[our_name(name.removeprefix("final/"))][member]
+                np.testing.assert_allclose(
+                    ours.numpy().reshape(golden[name].shape), golden[name], **TOLERANCE
+                )
