@@ -79,9 +79,11 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         self.action_space = batch_space(env.action_space, num_envs)
         if max_episode_steps is None:
             max_episode_steps = gymnasium.spec(task).max_episode_steps
-        self.max_episode_steps = max_episode_steps
-        no_limit = max_episode_steps is None or max_episode_steps == -1
-        self._limit = np.iinfo(np.int64).max if no_limit else max_episode_steps
+        if max_episode_steps is None or max_episode_steps == -1:
+            max_episode_steps = np.iinfo(np.int64).max
+        if max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps must be positive or -1, not {max_episode_steps}.")
+        self._limit = max_episode_steps
 
         self._template = env
         self._frame_skip = env.frame_skip
@@ -89,7 +91,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         self.simulation = Simulation(env.model, num_envs, threads, contact_forces)
         self._task = TASKS[task](env, parameters, self.simulation)
         self._position = self._task.locate()
-        self._observations = np.zeros(self.observation_space.shape)
+        self._observations: FloatArray = self._task.observe()
         self._elapsed_steps = np.zeros(num_envs, np.int64)
         self._episode_returns = np.zeros(num_envs)
         self._active = np.ones(num_envs, bool)
@@ -116,9 +118,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         """
         actions = np.asarray(actions)
         if actions.shape != self._actions_shape:
-            raise ValueError(
-                f"Actions must have shape {self._actions_shape}, not {actions.shape}."
-            )
+            raise ValueError(f"Actions must have shape {self._actions_shape}, not {actions.shape}.")
         if self._needs_reset:
             raise gymnasium.error.ResetNeeded("Call reset() before the first step().")
         simulation, task = self.simulation, self._task
@@ -249,7 +249,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
             self._generators[i] = generator
         return generator
 
-    @property
+    @property  # type: ignore[misc]  # Gymnasium's can be set, too
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The sub-environments' random generators."""
         return tuple(self._generator(i) for i in range(self.num_envs))
@@ -311,7 +311,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         """
         if state["task"] != self.task_id:
             raise ValueError(f"The state is one of {state['task']}, not of {self.task_id}.")
-        own = {
+        own: dict[str, NDArray[Any]] = {
             "physics": self.simulation.state,
             "position": self._position,
             "observations": self._observations,

@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 from gymnasium.envs.mujoco import MujocoEnv
@@ -41,7 +41,7 @@ def construct(
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     check_arguments(task, kwargs, [*named, *RENDERING])
-    env = creator(render_mode=render_mode, **kwargs)
+    env = cast(MujocoEnv, creator(render_mode=render_mode, **kwargs))
     arguments = signature.bind(**kwargs)
     arguments.apply_defaults()
     return env, SimpleNamespace(**{name: arguments.arguments[name] for name in named})

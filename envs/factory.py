@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -11,7 +10,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.wrappers import DtypeObservation, FlattenObservation
+from gymnasium.wrappers import TransformObservation
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from envs.batched_mujoco import BatchedMujocoEnv
@@ -55,13 +54,15 @@ def make(
         )
     spec = find_spec(env_id)
     if spec.id in TASKS and str(spec.entry_point).startswith("gymnasium.envs.mujoco."):
-        return BatchedMujocoEnv(
-            spec.id, num_envs, threads, max_episode_steps=max_episode_steps, **env_kwargs
-        )
-    return GymnasiumVectorEnv(spec, num_envs, max_episode_steps, env_kwargs)
+        try:
+            return BatchedMujocoEnv(spec.id, num_envs, threads, max_episode_steps, **env_kwargs)
+        except (OSError, TypeError) as error:
+            raise ValueError(f"{spec.id} cannot be built: {error}") from error
+    env = GymnasiumVectorEnv(spec, num_envs, max_episode_steps, env_kwargs)
+    return RecordEpisodeStatistics(env)
 
 
-class GymnasiumVectorEnv(RecordEpisodeStatistics):
+class GymnasiumVectorEnv(SyncVectorEnv):
     """Any other Gymnasium environment, through Gymnasium's own `SyncVectorEnv`.
 
     Attributes:
@@ -82,17 +83,15 @@ class GymnasiumVectorEnv(RecordEpisodeStatistics):
 
         def build() -> gymnasium.Env:
             env = gymnasium.make(spec, max_episode_steps=max_episode_steps, **env_kwargs)
-            check_spaces(spec.id, env)
-            if len(env.observation_space.shape or ()) != 1:
-                env = FlattenObservation(env)
-            return DtypeObservation(env, np.float64)
+            box = check_spaces(spec.id, env)
+            low, high = box.low.ravel().astype(np.float64), box.high.ravel().astype(np.float64)
+            flat = Box(low, high, dtype=np.float64)
+            return TransformObservation(env, lambda one: np.ravel(one).astype(np.float64), flat)
 
         try:
-            first = build()
-        except (ImportError, TypeError, gymnasium.error.Error) as error:
+            super().__init__([build] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        except (ImportError, OSError, TypeError, gymnasium.error.Error) as error:
             raise ValueError(f"{spec.id} cannot be built: {error}") from error
-        builders: list[Callable[[], gymnasium.Env]] = [lambda: first, *[build] * (num_envs - 1)]
-        super().__init__(SyncVectorEnv(builders, autoreset_mode=AutoresetMode.SAME_STEP))
 
 
 def find_spec(env_id: str) -> EnvSpec:
@@ -105,7 +104,7 @@ def find_spec(env_id: str) -> EnvSpec:
             raise ValueError(f"{env_id!r}: cannot import {module!r}: {error}.") from error
     spec = gymnasium.registry.get(name)
     if spec is None:
-        near = difflib.get_close_matches(name, gymnasium.registry, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, gymnasium.registry, n=2, cutoff=0.5)
         suggestion = f"; did you mean {' or '.join(near)}?" if near else "."
         raise ValueError(f"There is no environment {name!r} in Gymnasium's registry{suggestion}")
     return spec
@@ -113,21 +112,21 @@ def find_spec(env_id: str) -> EnvSpec:
 
 def check_constructor(spec: EnvSpec, env_kwargs: dict[str, Any]) -> None:
     """Raise a ValueError if the constructor has no such arguments, where it says what it has."""
-    creator = spec.entry_point
+    creator: Any = spec.entry_point
+    if creator is None:
+        raise ValueError(f"{spec.id} has no entry point to build it with.")
     if isinstance(creator, str):
         try:
             creator = load_env_creator(creator)
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:
             raise ValueError(f"{spec.id} cannot be built: {error}") from error
-    if creator is None:
-        raise ValueError(f"{spec.id} has no entry point to build it with.")
     parameters = inspect.signature(creator).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         check_arguments(spec.id, env_kwargs, [parameter.name for parameter in parameters])
 
 
-def check_spaces(env_id: str, env: gymnasium.Env) -> None:
-    """Raise a ValueError if the agents cannot handle the environment's spaces."""
+def check_spaces(env_id: str, env: gymnasium.Env) -> Box:
+    """The observation space; a ValueError if the agents cannot handle it or the actions."""
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, Box):
         raise ValueError(
@@ -149,3 +148,4 @@ def check_spaces(env_id: str, env: gymnasium.Env) -> None:
             f"{env_id} has images of shape {observations.shape} as observations; only vectors "
             "can be trained on."
         )
+    return observations

@@ -79,8 +79,7 @@ class MemberWrapper(VectorWrapper):
         super().__init__(env)
         if num_members < 1 or env.num_envs % num_members:
             raise ValueError(
-                f"{env.num_envs} sub-environments cannot be shared evenly by "
-                f"{num_members} members."
+                f"{env.num_envs} sub-environments cannot be shared evenly by {num_members} members."
             )
         if not epsilon > 0:
             raise ValueError(f"epsilon must be positive, not {epsilon}.")

@@ -14,9 +14,7 @@ from envs.tasks.base import Infos, Outcome, Task, length, sum_of_squares
 class Ant(Task):
     """What both generations share."""
 
-    def __init__(
-        self, env: MujocoEnv, parameters: SimpleNamespace, simulation: Simulation
-    ) -> None:
+    def __init__(self, env: MujocoEnv, parameters: SimpleNamespace, simulation: Simulation) -> None:
         super().__init__(env, parameters, simulation)
         skip = 2 if parameters.exclude_current_positions_from_observation else 0
         self._observed = simulation.position_and_velocity(skip)

@@ -26,9 +26,7 @@ class Task:
         simulation: the physics of all sub-environments.
     """
 
-    def __init__(
-        self, env: MujocoEnv, parameters: SimpleNamespace, simulation: Simulation
-    ) -> None:
+    def __init__(self, env: MujocoEnv, parameters: SimpleNamespace, simulation: Simulation) -> None:
         self.parameters = parameters
         self.simulation = simulation
         self.model = env.model

@@ -14,9 +14,7 @@ from envs.tasks.base import Infos, Outcome, Task, sum_of_squares
 class HalfCheetahV4(Task):
     forward_info = "reward_run"
 
-    def __init__(
-        self, env: MujocoEnv, parameters: SimpleNamespace, simulation: Simulation
-    ) -> None:
+    def __init__(self, env: MujocoEnv, parameters: SimpleNamespace, simulation: Simulation) -> None:
         super().__init__(env, parameters, simulation)
         skip = 1 if parameters.exclude_current_positions_from_observation else 0
         self._observed = simulation.position_and_velocity(skip)

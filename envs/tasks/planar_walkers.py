@@ -14,10 +14,9 @@ from envs.tasks.base import Infos, Outcome, Task, sum_of_squares
 class PlanarWalker(Task):
     """What Hopper and Walker2d share; they differ in `is_healthy`."""
 
-    def __init__(
-        self, env: MujocoEnv, parameters: SimpleNamespace, simulation: Simulation
-    ) -> None:
+    def __init__(self, env: MujocoEnv, parameters: SimpleNamespace, simulation: Simulation) -> None:
         super().__init__(env, parameters, simulation)
+        self._state = simulation.position_and_velocity()
         skip = 1 if parameters.exclude_current_positions_from_observation else 0
         self._observed = simulation.position_and_velocity(skip)
         self._velocities = slice(self.model.nq - skip, None)
@@ -97,9 +96,8 @@ class GenerationV5(PlanarWalker):
 class Hopper(PlanarWalker):
     def is_healthy(self) -> NDArray[np.bool_]:
         qpos = self.simulation.qpos
-        state = self.simulation.position_and_velocity(skip=2)
         return (
-            self.within(state, self.parameters.healthy_state_range).all(axis=1)
+            self.within(self._state[:, 2:], self.parameters.healthy_state_range).all(axis=1)
             & self.within(qpos[:, 1], self.parameters.healthy_z_range)
             & self.within(qpos[:, 2], self.parameters.healthy_angle_range)
         )
