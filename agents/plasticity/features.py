@@ -56,7 +56,7 @@ def dead_fraction(features: Tensor, activation: str) -> Tensor:
     if activation_named(activation).dead_at_zero:
         peak = features.abs().amax(-2)
         return _fraction(peak == 0, witness=peak.sum(-1))
-    deviation = (features - features.mean(-2, keepdim=True)).square().mean(-2).sqrt()
+    deviation = (features - features.mean(-2, keepdim=True)).square_().mean(-2).sqrt()
     return _fraction(deviation < DEAD_STD, witness=deviation.sum(-1))
 
 
@@ -78,7 +78,7 @@ def saturated_fraction(features: Tensor, activation: str) -> Tensor:
             "their piecewise linear variants, so leave saturated_fraction out for this network."
         )
     features = _checked(features)
-    return _fraction(saturated(features).double().mean(-2), features.abs().amax((-2, -1)))
+    return _fraction(saturated(features).double().mean(-2), witness=features.sum((-2, -1)))
 
 
 def feature_norm(features: Tensor) -> Tensor:
@@ -113,6 +113,7 @@ def feature_rank(features: Tensor, threshold: float = 0.01) -> Tensor:
     return spectrum.feature_rank_of(values, features.shape[-2], threshold)
 
 
+@torch.no_grad()
 def feature_statistics(features: Tensor, activation: str) -> dict[str, Tensor]:
     """Every statistic of features [..., batch, units] by name, with one batched decomposition.
 

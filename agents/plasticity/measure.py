@@ -76,14 +76,20 @@ class _Recorder:
 
     An activation belongs to the layer that its input came from, through normalisation, dropout,
     pooling or flattening. Where the input was made by other means (a sum with a skip connection,
-    a reshape), it belongs to the latest layer that has none yet.
+    a reshape), it belongs to the latest layer that has none yet. A layer that runs several times
+    is one layer, measured the first time that its activation runs.
     """
 
     def __init__(self) -> None:
-        self.layers: list[_Layer] = []
+        self._by_path: dict[str, _Layer] = {}
         self._source: dict[int, _Layer] = {}
         # An id names a tensor only while the tensor lives.
         self._alive: list[Tensor] = []
+
+    @property
+    def layers(self) -> list[_Layer]:
+        """In the order in which they first ran."""
+        return list(self._by_path.values())
 
     def record(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or not inputs or not isinstance(inputs[0], Tensor):
@@ -91,9 +97,7 @@ class _Recorder:
         source = self._source.get(id(inputs[0]))
         self._alive += [inputs[0], output]
         if isinstance(module, _WEIGHTED):
-            layer = _Layer(path, module)
-            self.layers.append(layer)
-            self._source[id(output)] = layer
+            self._source[id(output)] = self._by_path.setdefault(path, _Layer(path, module))
         elif isinstance(module, _PASSING):
             if source is not None:
                 self._source[id(output)] = source
@@ -121,13 +125,15 @@ def measure(
     """Statistics of every hidden layer and weight matrix of a module, without changing it.
 
     A hidden layer is a linear or convolutional layer whose output reaches an activation module
-    (nn.Tanh, nn.ReLU, …). Its units are the outputs of a linear layer or the channels of a
-    convolution, whose positions count as samples. Layers in one container are one network, named
-    after the container's path ("mlp_extractor.policy_net" in a Stable-Baselines3 policy; for the
-    outermost one "network"); inside it hidden layers are "layer_1", "layer_2", … in the order in
-    which they run, and a layer without activation is "output" (as a network of its own where a
-    container has several). The module runs once, in evaluation mode, without gradients; training
-    modes and PyTorch's random state are put back.
+    (nn.Tanh, nn.ReLU, …), the last layer included where it has one. Its units are the outputs of
+    a linear layer or the channels of a convolution, whose positions count as samples. The module
+    runs once, in evaluation mode, without gradients; training modes and PyTorch's random state
+    are put back.
+
+    Layers in one container are one network, named after the container's path
+    ("mlp_extractor.policy_net" in a Stable-Baselines3 policy; "network" for the outermost one).
+    Inside it hidden layers are "layer_1", "layer_2", … in the order in which they run, and a layer
+    without activation is "output", as a network of its own where a container has several.
 
     Args:
         module: any module; one that samples, like a policy, is welcome.

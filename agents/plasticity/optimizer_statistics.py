@@ -15,12 +15,14 @@ from agents.plasticity.weights import Tensors, weight_mean_abs
 PROTECTED_ABOVE = 0.6
 
 
+@torch.no_grad()
 def utility_statistics(utilities: Tensors) -> dict[str, Tensor]:
     """`utility_mean` and `utility_max` of the (bias-corrected) utility traces of UPGD."""
     rows = _rows(utilities)
     return {"utility_mean": rows.mean(-1), "utility_max": _finite_or_nan(rows, rows.amax(-1))}
 
 
+@torch.no_grad()
 def scaled_utility_statistics(scaled_utilities: Tensors) -> dict[str, Tensor]:
     """Quartiles of the scaled utility s and `protected_fraction`, the share with s > 0.6.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,6 +70,7 @@ class StatisticsTable:
         return StatisticsTable(keys, np.concatenate([table.values for table in tables]))
 
 
+@torch.no_grad()
 def population_statistics(
     features: Mapping[str, Sequence[Tensor]],
     activation: str,

@@ -61,6 +61,7 @@ def gradient_zero_fraction(gradients: Tensors) -> Tensor:
     return torch.where(weight_l2(gradients).isnan(), torch.nan, fraction)
 
 
+@torch.no_grad()
 def weight_statistics(
     weights: Tensors,
     initial: Tensors | None = None,

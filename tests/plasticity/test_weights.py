@@ -1,5 +1,7 @@
 """Weight and optimizer statistics against NumPy, and the population table against both."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -172,7 +174,7 @@ def population(members=3, hidden=(8, 6)):
     sizes = {"actor": (5, *hidden, 2), "critic": (5, *hidden, 1)}
     parameters = {}
     for network, widths in sizes.items():
-        for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (inputs, outputs) in enumerate(pairwise(widths)):
             layer = f"layer_{i + 1}" if i < len(hidden) else "output"
             parameters[f"{network}.{layer}.weight"] = draw(members, outputs, inputs, seed=i)
             parameters[f"{network}.{layer}.bias"] = draw(members, outputs, seed=i + 9)
@@ -288,6 +290,15 @@ def test_features_and_weights_of_one_size_are_decomposed_in_one_call(monkeypatch
     )
     plasticity.population_statistics(features, "tanh", parameters)
     assert sorted(sizes) == sorted(set(sizes))
+
+
+def test_tensors_that_require_gradients_are_measured_without_them():
+    features, parameters = population()
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in parameters.items()}
+    features = {name: [h.requires_grad_(True) for h in hs] for name, hs in features.items()}
+    assert np.isfinite(full_table(features, parameters).values).all()
+    statistics = plasticity.feature_statistics(features["actor"][0], "tanh")
+    assert not any(value.requires_grad for value in statistics.values())
 
 
 def test_the_table_in_long_form():
