@@ -1,0 +1,45 @@
+"""What docs/plasticity.md says is so: its code runs, it names every statistic and every limit."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from agents import plasticity
+from agents.plasticity import Thresholds
+
+PAGE = (Path(__file__).parents[2] / "docs" / "plasticity.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_run(capsys):
+    namespace = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+        exec(block, namespace)
+    assert "network layer_1 effective_rank" in capsys.readouterr().out
+
+
+def test_every_statistic_is_explained():
+    weight = torch.ones(1, 3, 3)
+    names = {
+        *plasticity.feature_statistics(torch.ones(4, 3), "tanh"),
+        *plasticity.weight_statistics(weight, weight, weight, weight),
+        *("weight_rank", "utility_mean", "utility_max", "protected_fraction", "effective_step"),
+        *("plasticity", "scaled_utility_q25"),
+    }
+    explained = set(re.findall(r"`(\w+)`", PAGE))
+    assert names <= explained, names - explained
+
+
+def test_the_default_limits_are_the_documented_ones():
+    tanh, relu = (Thresholds.for_activation(name) for name in ("tanh", "relu"))
+    for row in (
+        f"| `dormant_fraction` | above {tanh.dormant_fraction} |",
+        f"| `effective_rank` | below {tanh.effective_rank:.0%}".replace("%", " %"),
+        f"first {tanh.early_measurements} measurements",
+        f"above {tanh.saturated_fraction} (tanh, sigmoid) or {relu.saturated_fraction} (ReLU)",
+        f"| `update_ratio` | above {tanh.update_ratio} |",
+        f"below {tanh.policy_std_below} or above {tanh.policy_std_above:.0f} |",
+        f"| approximate KL of an iteration | above {tanh.approximate_kl} |",
+        f"by {tanh.margin:.0%}".replace("%", " %"),
+    ):
+        assert row in PAGE, row
