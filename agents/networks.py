@@ -199,6 +199,9 @@ class StackedMLP:
     def _linear(self, layer: str, inputs: Tensor) -> Tensor:
         views = self.parameters.views
         weight, bias = views[f"{layer}.weight"], views[f"{layer}.bias"]
+        if weight.shape[1] == 1:
+            # As a product it would take another kernel, of other bits, when there is one member.
+            return (inputs * weight).sum(-1, keepdim=True) + bias.unsqueeze(1)
         return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
 
     def _linear_backward(

@@ -177,7 +177,7 @@ class PPO:
         return IterationReport(
             scalars={
                 **{name: log[..., i].mean(0) for i, name in enumerate(MINIBATCH_STATISTICS)},
-                "max_ratio": np.nanmax(log[..., MINIBATCH_STATISTICS.index("max_ratio")], 0),
+                "max_ratio": np.fmax.reduce(log[..., MINIBATCH_STATISTICS.index("max_ratio")]),
                 "explained_variance": explained_variance(
                     self.rollout.values.reshape(self.num_members, -1),
                     returns.reshape(self.num_members, -1),

@@ -44,17 +44,18 @@ def test_a_recorded_update_is_reproduced(optimizer, num_members):
     file = {"adam": "ppo_update_adam", "upgd": "ppo_update_adaptive_upgd"}[optimizer]
     golden = np.load(FIXTURES / f"{file}.npz", allow_pickle=False)
     settings = json.loads(str(golden["settings"]))
-    hyper_parameters = {
-        "adam": {"eps": settings["adam_eps"]} if "adam_eps" in settings else {},
-        "upgd": {"sigma": 0.0},
-    }[optimizer]
+    hyper_parameters = settings["optimizer_hyperparameters"]
+    learning_rate = hyper_parameters.pop("lr")
     steps, envs, observation_size = golden["obs"].shape
     config = PPOConfig(
         rollout_steps=steps,
         minibatches=8,
         epochs=4,
+        gamma=settings["gamma"],
+        gae_lambda=settings["gae_lambda"],
+        clip_coef=settings["clip_coef"],
         anneal=False,
-        learning_rate=settings["lr"],
+        learning_rate=learning_rate,
         hidden_sizes=(16, 16),
     )
     seeds = list(range(num_members))
