@@ -36,7 +36,9 @@ class Thresholds:
     are 0 in good health, so for tanh or sigmoid 0.5 is a fitter limit: see `for_activation`."""
 
     update_ratio: float | None = 0.5
-    """Warn when one iteration moves a weight matrix by more than this share of its norm."""
+    """Warn when one iteration moves a hidden layer's weights by more than this share of their
+    norm. The output layer is not judged: an actor's starts near 0, so that in good health the
+    first iterations move it by as much as its norm."""
 
     policy_std_below: float | None = 0.05
     """Warn when an action's standard deviation falls below this: exploration is over."""
@@ -83,12 +85,19 @@ class EarlyWarning(NamedTuple):
 
 @dataclass(frozen=True)
 class _Rule:
-    """A limit on a statistic, from above or below; relative ones are shares of the early value."""
+    """A limit on a statistic, from above or below; relative ones are shares of the early value.
+
+    Those without `output_layer` leave out the layer of that name.
+    """
 
     limit: float
     above: bool
     meaning: str
     relative: bool = False
+    output_layer: bool = True
+
+    def applies(self, row: Row) -> bool:
+        return self.output_layer or row.layer != "output"
 
     def crossed(self, value: float) -> bool:
         return value > self.limit if self.above else value < self.limit
@@ -132,7 +141,7 @@ class EarlyWarningMonitor:
         warnings = []
         for row in rows:
             for rule in self._rules.get(_without_dimension(row.statistic), ()):
-                message = self._judge(row, rule)
+                message = self._judge(row, rule) if rule.applies(row) else None
                 if message is not None:
                     warnings.append(_warning(row, message))
         return warnings
@@ -196,7 +205,13 @@ def _rules(thresholds: Thresholds) -> dict[str, list[_Rule]]:
     rules: dict[str, list[_Rule]] = {}
     for statistic, limit, above, meaning in candidates:
         if limit is not None:
-            rule = _Rule(limit, above, meaning, relative=statistic == "effective_rank")
+            rule = _Rule(
+                limit,
+                above,
+                meaning,
+                relative=statistic == "effective_rank",
+                output_layer=statistic != "update_ratio",
+            )
             rules.setdefault(statistic, []).append(rule)
     return rules
 

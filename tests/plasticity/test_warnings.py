@@ -65,6 +65,11 @@ def test_every_default_threshold_is_watched(statistic, healthy, sick):
     assert watch(monitor, [healthy, sick, sick, healthy, sick], statistic) == [1, 4]
 
 
+def test_an_output_layer_that_starts_near_zero_may_move_by_its_own_norm():
+    assert watch(EarlyWarningMonitor(), [0.98, 0.4], "update_ratio", layer="output") == []
+    assert watch(EarlyWarningMonitor(), [0.98, 0.4], "update_ratio", layer="all") == [0]
+
+
 def test_saturation_is_judged_as_fits_the_nonlinearity():
     tanh = EarlyWarningMonitor(Thresholds.for_activation("tanh"))
     relu = EarlyWarningMonitor(Thresholds.for_activation("relu"))
