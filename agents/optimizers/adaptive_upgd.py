@@ -67,13 +67,15 @@ class AdaptiveUPGD(UPGD):
 
     def _direction(self, tile: Tile) -> tuple[Tensor, float]:
         # m̂/(√v̂ + eps) = (√c₂/c₁)·m/(√v + √c₂·eps): the corrections cost no pass of their own.
-        (beta1, beta2), eps = tile.bucket.group["betas"], tile.bucket.group["eps"]
-        correction1 = 1 - beta1**tile.bucket.step
-        correction2 = math.sqrt(1 - beta2**tile.bucket.step)
+        bucket, (beta1, beta2) = tile.bucket, tile.bucket.group["betas"]
+        correction1 = 1 - beta1**bucket.step
+        correction2 = math.sqrt(1 - beta2**bucket.step)
         first, second = tile.state["exp_avg"], tile.state["exp_avg_sq"]
         first.lerp_(tile.gradients, 1 - beta1)
-        second.mul_(beta2).addcmul_(tile.gradients, tile.gradients, value=1 - beta2)
-        denominator = torch.sqrt(second, out=tile.scratch[1]).add_(eps * correction2)
+        second.mul_(bucket.scalar("beta2", beta2))
+        second.addcmul_(tile.gradients, tile.gradients, value=1 - beta2)
+        denominator = torch.sqrt(second, out=tile.scratch[1])
+        denominator.add_(bucket.scalar("eps", correction2 * bucket.group["eps"]))
         return torch.div(first, denominator, out=denominator), correction2 / correction1
 
     def _check(self, group: Group) -> None:

@@ -9,20 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.optimizers.blocks import TILE, Bucket, Group, Tile, works_in_place
-from agents.optimizers.noise import (
-    NOISES,
-    Generators,
-    NoiseFunction,
-    clip_and_scale,
-    fill_with_noise,
-)
+from agents.optimizers.blocks import SMALL, Bucket, Group, Tile, works_in_place
+from agents.optimizers.noise import NOISES, Generators, NoiseFunction, NoiseSource
 
 
 class BlockOptimizer(torch.optim.Optimizer):
     """Base of optimizers whose step is elementwise passes over tiles.
 
-    A subclass names its traces and writes `_coefficients` and `_update_rows`.
+    A subclass names its traces and writes `_check` and `_update_rows`.
 
     Args:
         params: parameters or parameter groups.
@@ -51,10 +45,11 @@ class BlockOptimizer(torch.optim.Optimizer):
                 f"noise must be one of {', '.join(map(repr, NOISES))} or a function, got {noise!r}."
             )
         self.noise = noise
+        self._noise_source = NoiseSource(noise if isinstance(noise, str) else "normal")
         self.members = members
         self.generator = generator
         self._buckets: list[Bucket] = []
-        self._views: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._placed: list[tuple[Tensor, dict[str, Tensor]]] = []
         super().__init__(params, defaults)
         self._check_generators()
 
@@ -66,13 +61,9 @@ class BlockOptimizer(torch.optim.Optimizer):
     def _needs_curvature(self, group: Group) -> bool:
         return False
 
-    def _splits_columns(self, group: Group) -> bool:
-        """Whether a tile may hold parts of a vector."""
+    def _splits_rows(self, group: Group) -> bool:
+        """Whether a row may be cut in several tiles."""
         return True
-
-    def _coefficients(self, group: Group, step: int) -> Any:
-        """Numbers that hold for a whole bucket during step `step` (1 is the first)."""
-        raise NotImplementedError
 
     def _update_rows(self, tiles: list[Tile]) -> None:
         """Update all weights of some members, given all of their tiles."""
@@ -130,12 +121,12 @@ class BlockOptimizer(torch.optim.Optimizer):
                     self.state[p][name] = value.to(p.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"noise": self.noise, "members": self.members, "generator": self.generator}
-        return {**super().__getstate__(), **own}
+        own = ("noise", "_noise_source", "members", "generator")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._buckets, self._views = [], []
+        self._buckets, self._placed = [], []
 
     # ── The step ────────────────────────────────────────────────────────────────────────────────
 
@@ -144,7 +135,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         self._lay_out()
         for bucket in self._buckets:
             self._load(bucket)
-        by_rows = zip(*[self._tiles_by_row(bucket) for bucket in self._buckets], strict=True)
+        by_rows = zip(*[bucket.tiles_by_row() for bucket in self._buckets], strict=True)
         for tiles in by_rows:
             self._update_rows(list(chain.from_iterable(tiles)))
         for bucket in self._buckets:
@@ -155,7 +146,6 @@ class BlockOptimizer(torch.optim.Optimizer):
         bucket.step += 1
         for p in params:
             self.state[p]["step"] = bucket.step
-        bucket.coefficients = self._coefficients(group, bucket.step)
         gradients = [p.grad for p in params if p.grad is not None]
         bucket.load("weights", params)
         if group["maximize"]:
@@ -169,16 +159,14 @@ class BlockOptimizer(torch.optim.Optimizer):
         if callable(self.noise) and group["sigma"]:
             bucket.load("noise", [_own_noise(self.noise, p) for p in params])
 
-    def _tiles_by_row(self, bucket: Bucket) -> Iterable[list[Tile]]:
-        count = len(bucket.tiles) * bucket.row_tile // bucket.rows
-        return [bucket.tiles[i : i + count] for i in range(0, len(bucket.tiles), count)]
-
-    def _scaled_noise(self, tile: Tile, scale: float) -> Tensor:
-        """`scale` times fresh noise for a tile, in its last scratch tensor."""
+    def _noise_for(self, tile: Tile) -> Tensor:
+        """Fresh standard noise for a tile, in its last scratch tensor."""
         out, clip = tile.scratch[-1], tile.bucket.group["noise_clip"]
-        if callable(self.noise):
-            return clip_and_scale(out.copy_(tile.noise), scale, clip)
-        return fill_with_noise(out, self.noise, scale, clip, tile.generators)
+        if isinstance(self.noise, str):
+            self._noise_source.fill(out, tile.generators)
+        else:
+            out.copy_(tile.noise)
+        return out if clip is None else out.clamp_(-clip, clip)
 
     # ── Layout ──────────────────────────────────────────────────────────────────────────────────
 
@@ -197,24 +185,22 @@ class BlockOptimizer(torch.optim.Optimizer):
                     f"{tuple(p.shape)} has one of layout {p.grad.layout}; "
                     "use nn.Embedding(sparse=False) or torch.optim.SparseAdam."
                 )
-        if len(active) == len(self._views) and all(
+        if len(active) == len(self._placed) and all(
             p is q and all(self.state[p].get(name) is view for name, view in views.items())
-            for (_, p), (q, views) in zip(active, self._views, strict=True)
+            for (_, p), (q, views) in zip(active, self._placed, strict=True)
         ):
             return
-        self._buckets, self._views = [], []
-        if active:
-            self._check_generators()
-            self._buckets = self._make_buckets(active)
-            self._make_tiles()
-            order = {p: i for i, (_, p) in enumerate(active)}
-            self._views.sort(key=lambda entry: order[entry[0]])
+        self._check_generators()
+        self._buckets = self._make_buckets(active)
+        for bucket in self._buckets:
+            self._move_traces(bucket)
+        self._placed = [(p, {name: self.state[p][name] for name in self.traces}) for _, p in active]
 
     def _make_buckets(self, active: list[tuple[Group, Tensor]]) -> list[Bucket]:
         together: dict[tuple[Any, ...], tuple[Group, list[Tensor]]] = {}
         for index, (group, p) in enumerate(active):
-            rows = p.shape[0] if self.members else 1
-            alone = works_in_place(p) and p.numel() // rows >= TILE // 2
+            columns = p.numel() // (p.shape[0] if self.members else 1)
+            alone = works_in_place(p, self.members) and columns >= SMALL
             step = self.state[p].get("step", 0)
             key = (index,) if alone else (id(group), p.dtype, p.device, step)
             together.setdefault(key, (group, []))[1].append(p)
@@ -223,43 +209,22 @@ class BlockOptimizer(torch.optim.Optimizer):
             for group, params in together.values()
         ]
 
-    def _make_tiles(self) -> None:
-        """Cut buckets into tiles and move the traces into rows."""
-        for bucket in self._buckets:
-            names = self.traces
-            flats = {name: bucket.zeros(bucket.rows, bucket.columns) for name in names}
-            views = {name: bucket.views(flat) for name, flat in flats.items()}
-            for i, p in enumerate(bucket.params):
-                for name in names:
-                    if name in self.state[p]:
-                        views[name][i].copy_(self.state[p][name])
-                    self.state[p][name] = views[name][i]
-                self._views.append((p, {name: views[name][i] for name in names}))
-            if bucket.params[0].device.type == "cpu":
-                bucket.row_tile = 1
-                if self._splits_columns(bucket.group):
-                    bucket.column_tile = min(TILE, bucket.columns)
-            scratch = [bucket.zeros(bucket.row_tile, bucket.column_tile) for _ in range(3)]
-            generators = self._generators(bucket.rows)
-            bucket.tiles = []
-            for row in range(0, bucket.rows, bucket.row_tile):
-                for start in range(0, bucket.columns, bucket.column_tile):
-                    rows = slice(row, row + bucket.row_tile)
-                    columns = slice(start, min(start + bucket.column_tile, bucket.columns))
-                    state = {name: flat[rows, columns] for name, flat in flats.items()}
-                    width = columns.stop - columns.start
-                    workspace = [s[:, :width] for s in scratch]
-                    bucket.tiles.append(Tile(bucket, state, workspace, generators[rows]))
+    def _move_traces(self, bucket: Bucket) -> None:
+        """Move the traces of a bucket's parameters into its rows."""
+        traces = {name: bucket.zeros(bucket.rows, bucket.columns) for name in self.traces}
+        for name, rows in traces.items():
+            for p, view in zip(bucket.params, bucket.views(rows), strict=True):
+                if name in self.state[p]:
+                    view.copy_(self.state[p][name])
+                self.state[p][name] = view
+        one = self.generator
+        generators = one if isinstance(one, Sequence) else [one] * bucket.rows
+        bucket.make_tiles(traces, generators, self._splits_rows(bucket.group))
 
     # ── Checks ──────────────────────────────────────────────────────────────────────────────────
 
     def _parameters(self) -> Iterable[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
-
-    def _generators(self, rows: int) -> list[torch.Generator | None]:
-        if isinstance(self.generator, Sequence):
-            return list(self.generator)
-        return [self.generator] * rows
 
     def _check_parameter(self, p: Tensor) -> None:
         name = type(self).__name__

@@ -1,14 +1,11 @@
-"""The machinery under the UPGD family: a step is a few passes over tiles that stay in cache.
+"""Parameters side by side as rows of weights, cut into tiles.
 
 A network has many small tensors, and calling an operation on each of them costs more than its
 arithmetic. So parameters of one group are laid side by side as one row of weights per member
-(one row in all for an ordinary model), and the row is worked on in tiles. A large tensor is worked
-on in place; small, low-precision and non-contiguous ones are gathered into a float row before the
-step and scattered after it. Traces live in such rows all the time; `optimizer.state[p]` holds
-views of them in the parameter's shape.
-
-A member's row is worked on alone and draws from its own generator, so its bits do not depend on
-how many other members there are.
+(one row in all for an ordinary model), and a step is a few passes over tiles of such rows that
+stay in cache. A large tensor is worked on where it is; small, low-precision and non-contiguous
+ones are gathered into rows before the step and scattered after it. Traces live in rows all the
+time; `optimizer.state[p]` holds views of them in the parameter's shape.
 """
 
 from __future__ import annotations
@@ -20,25 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILE = 16384
-"""Weights per tile on the CPU: a tile's weights, gradients and traces then fit in L2 cache."""
+TILE = 2**17
+"""Weights per tile on a CPU: enough to make calls cheap, few enough to stay in cache."""
+
+SMALL = 2**14
+"""Tensors of fewer weights are gathered."""
+
+LANES = 64
+"""Gathered rows are a multiple of this long. A vectorised operation treats the last elements of a
+tensor apart, with other rounding; in rows of whole vectors a weight's bits cannot depend on how
+many other rows there are."""
 
 Group = dict[str, Any]
 
 
-def works_in_place(p: Tensor) -> bool:
-    """Whether a step may compute on the parameter itself, in its own type."""
-    return p.dtype in (torch.float32, torch.float64) and p.is_contiguous()
-
-
 class Tile:
-    """Some columns of some rows of a bucket, all [rows, columns].
+    """Some columns of some rows of a bucket; all tensors are [rows, columns].
 
     Attributes:
         weights, gradients, curvature: what the step reads and writes.
+        noise: the user's own noise, where the optimizer has a function for it.
         state: traces by name.
         scratch: three tensors to overwrite.
-        noise: the user's own noise, where the optimizer has such a function.
         generators: one per row.
     """
 
@@ -61,75 +61,124 @@ class Tile:
 
 
 class Bucket:
-    """Parameters with one group, step count, type and device, side by side as [rows, columns].
+    """Parameters of one group, step count, type and device, side by side as [rows, columns].
+
+    Args:
+        group: their settings.
+        params: one contiguous parameter to be worked on where it is, or any number to be gathered.
+        step: how many steps they have taken.
+        members: whether axis 0 of each parameter is the member axis.
 
     Attributes:
         row_shapes: for each parameter the shape of one row's part, at least one-dimensional.
         spans: for each parameter its first column, and the one after its last.
-        packed: whether weights and gradients are copied to rows of their own for the step, instead
-            of being worked on where they are (possible for a single contiguous parameter).
-        coefficients: what the optimizer derives from settings and step count, once a step.
     """
-
-    coefficients: Any
 
     def __init__(self, group: Group, params: list[Tensor], step: int, members: bool) -> None:
         self.group = group
         self.params = params
         self.step = step
-        self.packed = len(params) > 1 or not works_in_place(params[0])
         self.rows = rows = params[0].shape[0] if members else 1
         self.row_shapes = [tuple(p.shape[int(members) :]) or (1,) for p in params]
         ends = [0]
         for p in params:
             ends.append(ends[-1] + p.numel() // rows)
         self.spans = list(pairwise(ends))
-        self.columns = ends[-1]
+        self.gathered = len(params) > 1 or not works_in_place(params[0], members)
+        self.columns = -(-ends[-1] // LANES) * LANES if self.gathered else ends[-1]
         self.tiles: list[Tile] = []
-        self.row_tile, self.column_tile = rows, self.columns
         self._buffers: dict[str, tuple[Tensor, list[Tensor]]] = {}
+        self._scalars: dict[str, tuple[float, Tensor]] = {}
+
+    def make_tiles(
+        self,
+        traces: dict[str, Tensor],
+        generators: Sequence[torch.Generator | None],
+        splits_rows: bool,
+    ) -> None:
+        """Cut the rows into tiles.
+
+        Args:
+            traces: name → [rows, columns].
+            generators: one per row.
+            splits_rows: a row may be cut in several tiles.
+        """
+        self._row_tile, self._column_tile = self.rows, self.columns
+        if self.params[0].device.type == "cpu":
+            self._row_tile = min(self.rows, max(1, TILE // self.columns))
+            if splits_rows:
+                self._column_tile = min(TILE, self.columns)
+        scratch = [self.zeros(self._row_tile, self._column_tile) for _ in range(3)]
+        self.tiles = []
+        for row in range(0, self.rows, self._row_tile):
+            for column in range(0, self.columns, self._column_tile):
+                rows = slice(row, min(row + self._row_tile, self.rows))
+                columns = slice(column, min(column + self._column_tile, self.columns))
+                state = {name: trace[rows, columns] for name, trace in traces.items()}
+                shape = rows.stop - rows.start, columns.stop - columns.start
+                workspace = [s[: shape[0], : shape[1]] for s in scratch]
+                self.tiles.append(Tile(self, state, workspace, generators[rows]))
+
+    def tiles_by_row(self) -> list[list[Tile]]:
+        """The tiles, those of the same rows together."""
+        count = -(-self.columns // self._column_tile)
+        return [self.tiles[i : i + count] for i in range(0, len(self.tiles), count)]
 
     def zeros(self, rows: int, columns: int) -> Tensor:
         """A new tensor of the type that the step computes in."""
-        p = self.params[0]
-        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-        return torch.zeros(rows, columns, dtype=dtype, device=p.device)
+        return torch.zeros(rows, columns, dtype=self._dtype, device=self.params[0].device)
 
-    def views(self, flat: Tensor) -> list[Tensor]:
+    def scalar(self, name: str, value: float) -> Tensor:
+        """`value` as a 0-dimensional tensor; arithmetic with it is cheaper than with a number."""
+        if name not in self._scalars:
+            device = self.params[0].device
+            self._scalars[name] = value, torch.tensor(value, dtype=self._dtype, device=device)
+        elif self._scalars[name][0] != value:
+            self._scalars[name] = value, self._scalars[name][1].fill_(value)
+        return self._scalars[name][1]
+
+    def views(self, rows: Tensor) -> list[Tensor]:
         """Views of [rows, columns] in the parameters' shapes."""
         return [
-            flat[:, start:end].view(p.shape)
+            rows[:, start:end].view(p.shape)
             for p, (start, end) in zip(self.params, self.spans, strict=True)
-        ]
-
-    def pieces(self, flat: Tensor) -> list[Tensor]:
-        """[rows, columns] cut into tiles, row by row."""
-        if len(self.tiles) == 1:
-            return [flat]
-        return [
-            piece
-            for row in flat.split(self.row_tile)
-            for piece in row.split(self.column_tile, dim=1)
         ]
 
     def load(self, attribute: str, tensors: list[Tensor]) -> None:
         """Hand tensors in the parameters' shapes to the tiles, as their `attribute`."""
-        if not self.packed:
-            flat = tensors[0].detach().reshape(self.rows, self.columns)
-        else:
-            if attribute not in self._buffers:
-                flat = self.zeros(self.rows, self.columns)
-                self._buffers[attribute] = flat, self.views(flat)
-                self._assign(attribute, flat)
-            torch._foreach_copy_(self._buffers[attribute][1], tensors)
+        if not self.gathered:
+            self._assign(attribute, tensors[0].detach().reshape(self.rows, self.columns))
             return
-        self._assign(attribute, flat)
+        if attribute not in self._buffers:
+            buffer = self.zeros(self.rows, self.columns)
+            self._buffers[attribute] = buffer, self.views(buffer)
+            self._assign(attribute, buffer)
+        torch._foreach_copy_(self._buffers[attribute][1], tensors)
 
     def store(self) -> None:
-        """Write the weights back to where they came from."""
-        if self.packed:
+        """Write the weights back to where they were gathered from."""
+        if self.gathered:
             torch._foreach_copy_(self.params, self._buffers["weights"][1])
 
-    def _assign(self, attribute: str, flat: Tensor) -> None:
-        for tile, piece in zip(self.tiles, self.pieces(flat), strict=True):
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.params[0].dtype == torch.float64 else torch.float32
+
+    def _assign(self, attribute: str, rows: Tensor) -> None:
+        pieces = (
+            [rows]
+            if len(self.tiles) == 1
+            else [
+                piece
+                for row in rows.split(self._row_tile)
+                for piece in row.split(self._column_tile, dim=1)
+            ]
+        )
+        for tile, piece in zip(self.tiles, pieces, strict=True):
             setattr(tile, attribute, piece)
+
+
+def works_in_place(p: Tensor, members: bool) -> bool:
+    """Whether a step can compute on the parameter itself."""
+    whole_vectors = not members or (p.numel() // p.shape[0]) % LANES == 0
+    return p.dtype in (torch.float32, torch.float64) and p.is_contiguous() and whole_vectors

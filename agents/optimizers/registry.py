@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from agents.optimizers.adaptive_upgd import AdaptiveUPGD
-from agents.optimizers.members import PerMember
 from agents.optimizers.upgd import UPGD
 
 Layout = Literal["flat", "stacked", "member"]
@@ -32,14 +31,14 @@ class OptimizerSpec:
         defaults: hyper-parameters that differ from the constructor's own.
         layout: "flat": one tensor [S, D] (elementwise, or reductions per row); "stacked": a list of
             tensors [S, …]; "member": the same list, handled by one instance per member.
-        population_aware: the constructor takes `members=True` and one generator per member.
+        draws_noise: the constructor takes `members=True` and one generator per member.
     """
 
     name: str
     optimizer_class: type[torch.optim.Optimizer]
     defaults: dict[str, Any] = field(default_factory=dict)
     layout: Layout = "flat"
-    population_aware: bool = False
+    draws_noise: bool = False
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -87,51 +86,37 @@ class OptimizerSpec:
 
     def build(
         self,
-        parameters: Tensor | Sequence[Tensor],
-        lr: float,
-        generators: Sequence[torch.Generator] | None = None,
-        **kwargs: Any,
-    ) -> torch.optim.Optimizer | PerMember:
-        """An optimizer of a population's parameters.
-
-        Args:
-            parameters: one tensor [S, D] for layout "flat"; a list of tensors [S, …] otherwise.
-            lr: learning rate.
-            generators: one per member, for optimizers that draw noise.
-            kwargs: what `resolve` returned.
-        """
-        tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        if self.layout == "member":
-
-            def make(own: list[Tensor], k: int) -> torch.optim.Optimizer:
-                return self.build_one(own, lr, generators[k] if generators else None, **kwargs)
-
-            return PerMember(tensors, make)
-        if self.population_aware:
-            kwargs = {**kwargs, "members": True, "generator": generators}
-        return self.optimizer_class(tensors, lr=lr, **kwargs)  # type: ignore[call-arg]
-
-    def build_one(
-        self,
         parameters: Sequence[Tensor],
         lr: float,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator],
         **kwargs: Any,
     ) -> torch.optim.Optimizer:
-        """An optimizer of one member's parameters, of ordinary shapes.
+        """One optimizer for the parameters of a population.
 
         Args:
-            parameters: the member's tensors.
+            parameters: one tensor [S, D] for layout "flat", tensors [S, …] for "stacked".
             lr: learning rate.
-            generator: for optimizers that draw noise.
+            generators: one per member.
             kwargs: what `resolve` returned.
+
+        Raises:
+            ValueError: for layout "member": such an optimizer is built once per member.
         """
-        takes_generator = (
-            self.population_aware
-            or "generator" in inspect.signature(self.optimizer_class).parameters
-        )
-        source = {"generator": generator} if takes_generator else {}
-        return self.optimizer_class(list(parameters), lr=lr, **source, **kwargs)  # type: ignore[call-arg]
+        if self.layout == "member":
+            raise ValueError(
+                f"Optimizer {self.name!r} is not known to keep members apart: build_one for each."
+            )
+        if self.draws_noise:
+            kwargs = {**kwargs, "members": True, "generator": generators}
+        return self.optimizer_class(parameters, lr=lr, **kwargs)  # type: ignore[call-arg]
+
+    def build_one(
+        self, parameters: Sequence[Tensor], lr: float, generator: torch.Generator, **kwargs: Any
+    ) -> torch.optim.Optimizer:
+        """An optimizer of one member's tensors; it gets the generator if it takes one."""
+        if "generator" in inspect.signature(self.optimizer_class).parameters:
+            kwargs = {**kwargs, "generator": generator}
+        return self.optimizer_class(parameters, lr=lr, **kwargs)  # type: ignore[call-arg]
 
 
 _ADAM = {"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": 0.0, "fused": True}
@@ -142,11 +127,9 @@ _SPECS = [
     OptimizerSpec("adamw", torch.optim.AdamW, {**_ADAM, "weight_decay": 1e-2}),
     OptimizerSpec("sgd", torch.optim.SGD),
     OptimizerSpec("rmsprop", torch.optim.RMSprop, {"eps": 1e-5}),
-    OptimizerSpec("upgd", AdaptiveUPGD, population_aware=True),
-    OptimizerSpec("upgd_first_order_global", UPGD, population_aware=True),
-    OptimizerSpec(
-        "upgd_first_order_local", UPGD, {"scope": "local"}, "stacked", population_aware=True
-    ),
+    OptimizerSpec("upgd", AdaptiveUPGD, draws_noise=True),
+    OptimizerSpec("upgd_first_order_global", UPGD, draws_noise=True),
+    OptimizerSpec("upgd_first_order_local", UPGD, {"scope": "local"}, "stacked", draws_noise=True),
 ]
 REGISTRY: dict[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 

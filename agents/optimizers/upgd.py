@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents.optimizers.block_optimizer import BlockOptimizer
-from agents.optimizers.blocks import Group, Tile
+from agents.optimizers.blocks import Bucket, Group, Tile
 from agents.optimizers.checks import check_choice, check_learning_rate, check_number
 from agents.optimizers.noise import Generators, NoiseFunction
 
 NORM_FLOOR = 1e-12
 """The floor of the norm in the local scope, that of `torch.nn.functional.normalize`."""
-
-
-class Coefficients(NamedTuple):
-    """What a step needs to know of a group's settings and of the step count."""
-
-    utility_correction: float
-    shrink: float
-    step_size: float
-    noise_scale: float
 
 
 class UPGD(BlockOptimizer):
@@ -146,35 +137,17 @@ class UPGD(BlockOptimizer):
 
     # ── The step ────────────────────────────────────────────────────────────────────────────────
 
-    def _coefficients(self, group: Group, step: int) -> Coefficients:
-        lr = float(group["lr"])
-        return Coefficients(
-            utility_correction=1 - group["beta_utility"] ** step,
-            shrink=1 - lr * group["weight_decay"],
-            step_size=group["step_scale"] * lr,
-            noise_scale=group["sigma"],
-        )
-
     def _update_rows(self, tiles: list[Tile]) -> None:
         maxima = [self._trace_utility(tile) for tile in tiles]
-        known = [m for m in maxima if m is not None]
-        largest = None
-        if known:
-            device = known[0].device
-            largest = (
-                known[0]
-                if len(known) == 1
-                else torch.stack([m.to(device, torch.float64) for m in known]).amax(0)
-            )
+        largest = _largest([m for m in maxima if m is not None])
         for tile in tiles:
-            gate = self._gate(tile, largest)
-            self._move(tile, gate)
+            self._move(tile, self._gate(tile, largest))
 
     def _trace_utility(self, tile: Tile) -> Tensor | None:
         """Update the trace ū; its maximum [rows, 1] in the global scope."""
-        group = tile.bucket.group
+        bucket, group = tile.bucket, tile.bucket.group
         trace, beta = tile.state["utility"], group["beta_utility"]
-        trace.mul_(beta)
+        trace.mul_(bucket.scalar("beta_utility", beta))
         if group["order"] == "first":
             trace.addcmul_(tile.gradients, tile.weights, value=beta - 1)
         else:
@@ -184,47 +157,43 @@ class UPGD(BlockOptimizer):
         if group["scope"] == "local":
             return None
         largest = trace.amax(1, keepdim=True)
-        if group["corrected_denominator"]:
-            largest /= tile.bucket.coefficients.utility_correction
-        return largest
+        return largest / _correction(bucket) if group["corrected_denominator"] else largest
 
     def _gate(self, tile: Tile, largest: Tensor | None) -> Tensor:
         """1 − s."""
         out, trace, bucket = tile.scratch[0], tile.state["utility"], tile.bucket
-        correction = bucket.coefficients.utility_correction
-        if bucket.group["scope"] == "local":
+        if largest is not None and bucket.group["scope"] == "global":
+            denominators = _usable(largest.to(trace) * _correction(bucket))
+            torch.div(trace, denominators.neg_(), out=out).sigmoid_()
+            finite = trace.device.type == "cpu" and bool(largest.isfinite().all())
+        else:
             for shape, (start, end) in zip(bucket.row_shapes, bucket.spans, strict=True):
                 vectors = trace[:, start:end].unflatten(1, shape)
                 ratio = out[:, start:end].unflatten(1, shape)
-                torch.div(vectors, -_norms(vectors, correction), out=ratio)
-            return out.sigmoid_().nan_to_num_(nan=0.5)
-        assert largest is not None
-        if trace.device.type == "cpu":
-            denominator = largest.item() * correction
-            if not 0 < denominator < math.inf:
-                return out.fill_(0.5)
-            return torch.div(trace, -denominator, out=out).sigmoid_()
-        denominators = _usable(largest.to(trace) * correction)
-        return torch.div(trace, -denominators, out=out).sigmoid_().nan_to_num_(nan=0.5)
+                torch.div(vectors, _norms(vectors, _correction(bucket)).neg_(), out=ratio)
+            out.sigmoid_()
+            finite = False
+        return out if finite else out.nan_to_num_(nan=0.5)
 
     def _direction(self, tile: Tile) -> tuple[Tensor, float]:
         """What to descend along, as a tensor and a factor; it may use scratch[1]."""
         return tile.gradients, 1.0
 
     def _move(self, tile: Tile, gate: Tensor) -> None:
-        coefficients, protecting = tile.bucket.coefficients, tile.bucket.group["protecting"]
+        bucket, group = tile.bucket, tile.bucket.group
+        lr, protecting = float(group["lr"]), group["protecting"]
         direction, factor = self._direction(tile)
-        if coefficients.noise_scale:
-            noise = self._scaled_noise(tile, coefficients.noise_scale / factor)
+        if group["sigma"]:
+            noise = self._noise_for(tile)
             if not protecting:
                 noise.mul_(gate)
-            direction = noise.add_(direction)
-        if coefficients.shrink != 1:
-            tile.weights.mul_(coefficients.shrink)
+            direction = torch.add(direction, noise, alpha=group["sigma"] / factor, out=noise)
+        if group["weight_decay"]:
+            tile.weights.mul_(bucket.scalar("shrink", 1 - lr * group["weight_decay"]))
         if protecting:
-            tile.weights.addcmul_(direction, gate, value=-coefficients.step_size * factor)
+            tile.weights.addcmul_(direction, gate, value=-group["step_scale"] * lr * factor)
         else:
-            tile.weights.add_(direction, alpha=-coefficients.step_size * factor)
+            tile.weights.add_(direction, alpha=-group["step_scale"] * lr * factor)
 
     # ── Settings ────────────────────────────────────────────────────────────────────────────────
 
@@ -244,15 +213,27 @@ class UPGD(BlockOptimizer):
     def _needs_curvature(self, group: Group) -> bool:
         return group["order"] == "second"
 
-    def _splits_columns(self, group: Group) -> bool:
+    def _splits_rows(self, group: Group) -> bool:
         return group["scope"] == "global"
 
     def _as_rows(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(tensor.shape[0] if self.members else 1, -1)
 
 
+def _correction(bucket: Bucket) -> float:
+    """1 − β_uᵗ."""
+    return 1 - bucket.group["beta_utility"] ** bucket.step
+
+
+def _largest(maxima: list[Tensor]) -> Tensor | None:
+    if len(maxima) < 2:
+        return maxima[0] if maxima else None
+    device, dtype = maxima[0].device, max((m.dtype for m in maxima), key=lambda d: d.itemsize)
+    return torch.stack([m.to(device, dtype) for m in maxima]).amax(0)
+
+
 def _usable(denominators: Tensor) -> Tensor:
-    """Denominators that are zero, of the wrong sign or not finite, replaced by infinity: s = ½."""
+    """Denominators that are not positive and finite replaced by infinity, which makes s = ½."""
     return torch.where((denominators > 0) & (denominators < math.inf), denominators, math.inf)
 
 
