@@ -1,0 +1,266 @@
+"""Arms side by side: every measure with its interval, per environment and over all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import nan
+
+import numpy as np
+from scipy.stats import fisher_exact
+
+from analysis.arm import Arm, InputError, StatisticKey
+from analysis.collapse import BINS, Collapse, bin_of, bin_returns, measure
+from analysis.intervals import (
+    Improvement,
+    Interval,
+    Statistic,
+    fraction,
+    interquartile_mean,
+    interval,
+    mean,
+    pointwise_band,
+    probability_of_improvement,
+)
+from analysis.settings import setting_differences
+
+MEASURES = ("final", "peak", "retained", "area")
+"""What is aggregated over seeds as mean and interquartile mean."""
+COMPARED = ("final", "retained")
+"""What arms are compared in by probability of improvement."""
+AGGREGATES: dict[str, Statistic] = {"mean": mean, "iqm": interquartile_mean}
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve over 100 bins with its pointwise 95 % interval."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm, measured on the first so many steps."""
+
+    arm: Arm
+    rows: np.ndarray
+    """The members that are measured; the others did not get that far."""
+    collapse: Collapse
+    estimates: dict[tuple[str, str], Interval]
+    """By (measure, aggregate), e.g. ("final", "iqm")."""
+    collapsed: Interval
+    """Fraction of seeds that collapsed, bootstrap."""
+    collapsed_exact: Interval
+    """The same fraction with the exact binomial interval."""
+    curve: Band
+    statistics: dict[StatisticKey, np.ndarray]
+    """Each [seeds, 100], NaN where nothing was recorded."""
+
+    @property
+    def name(self) -> str:
+        """The arm's name."""
+        return self.arm.name
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """The measured seeds."""
+        return self.arm.seeds[self.rows]
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """Arm ``first`` against arm ``second``, in one environment or over several as strata."""
+
+    first: str
+    second: str
+    improvement: dict[str, Improvement]
+    """Probability that a seed of the first beats one of the second, by measure."""
+    differences: tuple[str, ...]
+    """Settings beyond the optimizer's that differ, each as a phrase."""
+    unknown_settings: tuple[str, ...]
+    """Arms whose logs do not record their settings."""
+    collapse_p_value: float
+    """Fisher's exact test of equal fractions of collapsed seeds; NaN over several environments."""
+
+
+@dataclass(frozen=True)
+class EnvironmentResult:
+    """All arms of one environment, measured on its first ``horizon`` steps."""
+
+    environment: str
+    horizon: int
+    aggregate: str
+    arms: list[ArmResult]
+    pairs: list[PairResult]
+
+    @property
+    def steps(self) -> np.ndarray:
+        """[100] the training step in the middle of each bin."""
+        return (np.arange(BINS) + 0.5) * self.horizon / BINS
+
+
+@dataclass(frozen=True)
+class SuiteArm:
+    """The arms of one name over several environments, these being the strata."""
+
+    name: str
+    environments: tuple[str, ...]
+    retained: Interval
+    """Interquartile mean."""
+    collapsed: Interval
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a report shows."""
+
+    environments: list[EnvironmentResult]
+    suite_arms: list[SuiteArm]
+    suite_pairs: list[PairResult]
+
+
+def compare(arms: Sequence[Arm], steps: int | None = None, aggregate: str = "mean") -> Study:
+    """Measure and compare arms, environment by environment.
+
+    Args:
+        steps: measure the first so many steps; by default as many as all seeds of the environment
+            reached. Seeds that did not reach them are left out.
+        aggregate: "mean" or "iqm", for the curves.
+
+    Raises:
+        InputError: no two arms share an environment, or no seed of an arm reached ``steps``.
+    """
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(arm.environment, []).append(arm)
+    if len(arms) > 1 and all(len(group) == 1 for group in groups.values()):
+        tasks = ", ".join(f"{arm.name} on {arm.environment}" for arm in arms)
+        raise InputError(
+            f"No two arms are on the same task ({tasks}): there is nothing to compare."
+        )
+    results = []
+    for environment in sorted(groups):
+        horizon = steps or _shared_steps(groups[environment])
+        measured = [_arm(arm, horizon, AGGREGATES[aggregate]) for arm in groups[environment]]
+        pairs = [_pair([both]) for both in combinations(measured, 2)]
+        results.append(EnvironmentResult(environment, horizon, aggregate, measured, pairs))
+    return Study(results, *_suite(results))
+
+
+def _shared_steps(arms: list[Arm]) -> int:
+    reached = [arm.reached for arm in arms if arm.reached is not None]
+    return min(reached) if reached else max(m.reached for arm in arms for m in arm.members)
+
+
+def _arm(arm: Arm, horizon: int, aggregate: Statistic) -> ArmResult:
+    enough = horizon - horizon / BINS
+    rows = np.array(
+        [k for k, m in enumerate(arm.members) if m.halted is not None or m.reached >= enough],
+        dtype=int,
+    )
+    if not len(rows):
+        raise InputError(
+            f"No seed of {arm.name} reached {horizon:,} steps "
+            f"(the furthest: {max(m.reached for m in arm.members):,}): choose fewer --steps."
+        )
+    bins = bin_returns(arm.episodes(), len(arm.members), horizon)[rows]
+    collapse = measure(bins, np.array([_halt_bin(arm.members[k].halted, horizon) for k in rows]))
+    return ArmResult(
+        arm=arm,
+        rows=rows,
+        collapse=collapse,
+        estimates={
+            (name, how): interval([getattr(collapse, name)], statistic)
+            for name in MEASURES
+            for how, statistic in AGGREGATES.items()
+        },
+        collapsed=interval([collapse.collapsed]),
+        collapsed_exact=fraction(collapse.collapsed),
+        curve=_curve(collapse, aggregate),
+        statistics={key: curve[rows] for key, curve in bin_statistics(arm, horizon).items()},
+    )
+
+
+def _halt_bin(step: int | None, horizon: int) -> int:
+    return BINS if step is None or step > horizon else int(bin_of(np.array(step), horizon))
+
+
+def _curve(collapse: Collapse, aggregate: Statistic) -> Band:
+    measured = np.isfinite(collapse.curve).all(axis=1)
+    if not measured.any():
+        nothing = np.full(BINS, nan)
+        return Band(nothing, nothing, nothing)
+    return Band(*pointwise_band(collapse.curve[measured], aggregate))
+
+
+def bin_statistics(arm: Arm, horizon: int) -> dict[StatisticKey, np.ndarray]:
+    """Average each recorded statistic per member in 100 bins: [members, 100], NaN where empty."""
+    cells = len(arm.members) * BINS
+    place: dict[StatisticKey, int] = {}
+    total, count = np.zeros(0), np.zeros(0)
+    for batch in arm.statistics():
+        for key in batch.keys:
+            place.setdefault(key, len(place))
+        grown = len(place) * cells - len(total)
+        if grown:
+            total, count = np.pad(total, (0, grown)), np.pad(count, (0, grown))
+        use = (batch.step <= horizon) & np.isfinite(batch.value)
+        row = np.array([place[key] for key in batch.keys])[batch.key[use]]
+        cell = row * cells + batch.member[use] * BINS + bin_of(batch.step[use], horizon)
+        np.add.at(total, cell, batch.value[use])
+        np.add.at(count, cell, 1.0)
+    with np.errstate(invalid="ignore"):
+        means = (total / count).reshape(len(place), len(arm.members), BINS)
+    return {key: means[row] for key, row in place.items()}
+
+
+def _pair(strata: Sequence[tuple[ArmResult, ArmResult]]) -> PairResult:
+    """Compare two arms that meet in one environment or in several."""
+    differences = [phrase for a, b in strata for phrase in setting_differences(a.arm, b.arm)]
+    unknown = [r.name for both in strata for r in both if r.arm.settings is None]
+    first, second = strata[0]
+    return PairResult(
+        first=first.name,
+        second=second.name,
+        improvement={
+            name: probability_of_improvement(
+                [(getattr(a.collapse, name), getattr(b.collapse, name)) for a, b in strata]
+            )
+            for name in COMPARED
+        },
+        differences=tuple(dict.fromkeys(differences)),
+        unknown_settings=tuple(dict.fromkeys(unknown)),
+        collapse_p_value=_equal_fractions(first, second) if len(strata) == 1 else nan,
+    )
+
+
+def _equal_fractions(first: ArmResult, second: ArmResult) -> float:
+    table = [
+        [np.sum(result.collapse.collapsed == 1), np.sum(result.collapse.collapsed == 0)]
+        for result in (first, second)
+    ]
+    return float(fisher_exact(table).pvalue) if np.sum(table, axis=1).all() else nan
+
+
+def _suite(results: list[EnvironmentResult]) -> tuple[list[SuiteArm], list[PairResult]]:
+    """Arms of one name in several environments, as strata; nothing where there are none."""
+    by_name: dict[str, dict[str, ArmResult]] = {}
+    for result in results:
+        for arm in result.arms:
+            by_name.setdefault(arm.name, {})[result.environment] = arm
+    shared = {name: found for name, found in by_name.items() if len(found) > 1}
+    arms = [
+        SuiteArm(
+            name,
+            tuple(found),
+            interval([arm.collapse.retained for arm in found.values()], interquartile_mean),
+            interval([arm.collapse.collapsed for arm in found.values()]),
+        )
+        for name, found in shared.items()
+    ]
+    meetings = [
+        [(ours[e], theirs[e]) for e in ours if e in theirs]
+        for ours, theirs in combinations(shared.values(), 2)
+    ]
+    return arms, [_pair(strata) for strata in meetings if len(strata) > 1]

@@ -1,0 +1,104 @@
+"""From arms to a folder: one HTML page, PNG and PDF figures, and CSV files."""
+
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from analysis.arm import Arm, InputError
+from analysis.comparison import Study, compare
+from analysis.figures import figures
+from analysis.page import Picture, page
+from analysis.tables import tables
+
+PAGE = "report.html"
+CONTENTS = {PAGE, "figures", "data"}
+
+
+def check_destination(out: Path, overwrite: bool) -> None:
+    """Refuse a place where a report cannot go.
+
+    Raises:
+        InputError: `out` is a file, holds something else, or holds a report not to be overwritten.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is a file: --out names the folder that the report goes to.")
+    held = {entry.name for entry in out.iterdir()}
+    if not held <= CONTENTS:
+        raise InputError(f"{out} holds other files: give --out a new or empty folder.")
+    if held and not overwrite:
+        raise InputError(f"{out} already holds a report: give another --out, or --overwrite.")
+
+
+def write_report(
+    arms: Sequence[Arm],
+    out: Path,
+    steps: int | None = None,
+    aggregate: str = "mean",
+    overwrite: bool = False,
+    command: str = "",
+) -> Study:
+    """Compare arms and write the report; `out` appears whole or not at all.
+
+    Args:
+        steps, aggregate: see `compare`.
+        overwrite: replace a report that is there.
+        command: how it was asked for, for the page's foot.
+
+    Raises:
+        InputError: the arms cannot be compared, or `out` cannot take the report.
+    """
+    check_destination(out, overwrite)
+    study = compare(arms, steps, aggregate)
+    with _appearing_whole(out) as folder:
+        pictures: dict[str, list[Picture]] = {}
+        (folder / "figures").mkdir()
+        for result in study.environments:
+            pictures[result.environment] = []
+            stem = result.environment.replace("/", "_")
+            for name, caption, figure in figures(result):
+                path = folder / "figures" / f"{stem}_{name}"
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # laid out once, not for each format
+                figure.savefig(path.with_name(path.name + ".pdf"))
+                png = io.BytesIO()
+                figure.savefig(png, format="png")
+                plt.close(figure)
+                path.with_name(path.name + ".png").write_bytes(png.getvalue())
+                pictures[result.environment].append(
+                    Picture(name, caption, png.getvalue(), figure.get_figwidth())
+                )
+        data = tables(study)
+        (folder / "data").mkdir()
+        for name, table in data.items():
+            table.to_csv(folder / "data" / f"{name}.csv", index=False)
+        made = f"Made {datetime.now():%Y-%m-%d %H:%M}{' by ' + command if command else ''}."
+        (folder / PAGE).write_text(page(study, pictures, data, made), encoding="utf-8")
+    return study
+
+
+@contextmanager
+def _appearing_whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when all went well and vanishes otherwise."""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if out.exists() and any(out.iterdir()):
+            old = partial.with_name(partial.name + "-old")
+            out.rename(old)
+            partial.rename(out)
+            shutil.rmtree(old)
+        else:
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
