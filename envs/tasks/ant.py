@@ -61,7 +61,7 @@ class AntV4(Ant):
         healthy = self.is_healthy()
         # v4 rewards an unhealthy robot too when being unhealthy ends the episode.
         survives = healthy | bool(self.parameters.terminate_when_unhealthy)
-        healthy_reward = survives * self.parameters.healthy_reward
+        healthy_reward = survives.astype(np.float64) * self.parameters.healthy_reward
         costs = control_cost = self.parameters.ctrl_cost_weight * sum_of_squares(actions)
         infos = {
             "reward_forward": x_velocity,

@@ -100,7 +100,7 @@ class HumanoidV4(Humanoid):
         healthy = self.is_healthy()
         # v4 rewards a fallen robot too when falling ends the episode.
         survives = healthy | bool(self.parameters.terminate_when_unhealthy)
-        healthy_reward = survives * self.parameters.healthy_reward
+        healthy_reward = survives.astype(np.float64) * self.parameters.healthy_reward
         control_cost = self.control_cost(self.parameters.ctrl_cost_weight)
         forward_reward = self.parameters.forward_reward_weight * velocity[:, 0]
         infos = {

@@ -68,9 +68,8 @@ class GenerationV4(PlanarWalker):
     """v4 rewards an unhealthy robot too when being unhealthy ends the episode."""
 
     def healthy_reward(self, healthy: NDArray[np.bool_]) -> NDArray[Any]:
-        if self.parameters.terminate_when_unhealthy:
-            return np.full(len(healthy), 1.0) * self.parameters.healthy_reward
-        return healthy * self.parameters.healthy_reward
+        survives = healthy | bool(self.parameters.terminate_when_unhealthy)
+        return survives.astype(np.float64) * self.parameters.healthy_reward
 
     def step_infos(self, infos: Infos) -> Infos:
         return {key: infos[key] for key in ("x_position", "x_velocity")}
