@@ -31,6 +31,7 @@ class BlockOptimizer(torch.optim.Optimizer):
     """
 
     traces: tuple[str, ...] = ()
+    _may_stand_alone = True
 
     def __init__(
         self,
@@ -132,14 +133,34 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     @torch.compiler.disable
     def _step(self) -> None:
-        self._lay_out()
+        self._lay_out(self._stepped())
         for bucket in self._buckets:
             self._load(bucket)
-        by_rows = zip(*[bucket.tiles_by_row() for bucket in self._buckets], strict=True)
-        for tiles in by_rows:
-            self._update_rows(list(chain.from_iterable(tiles)))
+        for tiles in self._tiles_by_row():
+            self._update_rows(tiles)
         for bucket in self._buckets:
             bucket.store()
+
+    def _stepped(self) -> list[tuple[Group, Tensor]]:
+        """The parameters that have gradients, with their groups."""
+        stepped = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None or not p.numel():
+                    continue
+                if p.grad.layout is not torch.strided:
+                    raise ValueError(
+                        f"{type(self).__name__} needs dense gradients, but a parameter of shape "
+                        f"{tuple(p.shape)} has one of layout {p.grad.layout}; "
+                        "use nn.Embedding(sparse=False) or torch.optim.SparseAdam."
+                    )
+                stepped.append((group, p))
+        return stepped
+
+    def _tiles_by_row(self) -> Iterable[list[Tile]]:
+        """For each of the row tiles, all tiles of all buckets."""
+        for tiles in zip(*[bucket.tiles_by_row() for bucket in self._buckets], strict=True):
+            yield list(chain.from_iterable(tiles))
 
     def _load(self, bucket: Bucket) -> None:
         group, params = bucket.group, bucket.params
@@ -170,21 +191,8 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     # ── Layout ──────────────────────────────────────────────────────────────────────────────────
 
-    def _lay_out(self) -> None:
-        """Put the parameters that have gradients in buckets, unless they already are."""
-        active = [
-            (group, p)
-            for group in self.param_groups
-            for p in group["params"]
-            if p.grad is not None and p.numel()
-        ]
-        for _, p in active:
-            if p.grad.layout is not torch.strided:
-                raise ValueError(
-                    f"{type(self).__name__} needs dense gradients, but a parameter of shape "
-                    f"{tuple(p.shape)} has one of layout {p.grad.layout}; "
-                    "use nn.Embedding(sparse=False) or torch.optim.SparseAdam."
-                )
+    def _lay_out(self, active: list[tuple[Group, Tensor]]) -> None:
+        """Put these parameters in buckets, unless they already are."""
         if len(active) == len(self._placed) and all(
             p is q and all(self.state[p].get(name) is view for name, view in views.items())
             for (_, p), (q, views) in zip(active, self._placed, strict=True)
@@ -200,7 +208,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         together: dict[tuple[Any, ...], tuple[Group, list[Tensor]]] = {}
         for index, (group, p) in enumerate(active):
             columns = p.numel() // (p.shape[0] if self.members else 1)
-            alone = works_in_place(p, self.members) and columns >= SMALL
+            alone = self._may_stand_alone and columns >= SMALL and works_in_place(p, self.members)
             step = self.state[p].get("step", 0)
             key = (index,) if alone else (id(group), p.dtype, p.device, step)
             together.setdefault(key, (group, []))[1].append(p)

@@ -144,6 +144,11 @@ class Bucket:
             for p, (start, end) in zip(self.params, self.spans, strict=True)
         ]
 
+    def part(self, rows: Tensor, index: int) -> Tensor:
+        """What belongs to one parameter in a tile of uncut rows: a view [rows, *row_shape]."""
+        start, end = self.spans[index]
+        return rows[:, start:end].unflatten(1, self.row_shapes[index])
+
     def load(self, attribute: str, tensors: list[Tensor]) -> None:
         """Hand tensors in the parameters' shapes to the tiles, as their `attribute`."""
         if not self.gathered:
@@ -164,17 +169,18 @@ class Bucket:
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.params[0].dtype == torch.float64 else torch.float32
 
+    def pieces(self, rows: Tensor) -> list[Tensor]:
+        """[rows, columns] cut like the tiles."""
+        if len(self.tiles) == 1:
+            return [rows]
+        return [
+            piece
+            for row in rows.split(self._row_tile)
+            for piece in row.split(self._column_tile, dim=1)
+        ]
+
     def _assign(self, attribute: str, rows: Tensor) -> None:
-        pieces = (
-            [rows]
-            if len(self.tiles) == 1
-            else [
-                piece
-                for row in rows.split(self._row_tile)
-                for piece in row.split(self._column_tile, dim=1)
-            ]
-        )
-        for tile, piece in zip(self.tiles, pieces, strict=True):
+        for tile, piece in zip(self.tiles, self.pieces(rows), strict=True):
             setattr(tile, attribute, piece)
 
 

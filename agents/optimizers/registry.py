@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from agents.optimizers.adaptive_upgd import AdaptiveUPGD
+from agents.optimizers.feature_upgd import FeatureUPGD
+from agents.optimizers.l2_init import L2Init
+from agents.optimizers.perturbed import PGD, ShrinkAndPerturb
 from agents.optimizers.upgd import UPGD
 
 Layout = Literal["flat", "stacked", "member"]
@@ -43,17 +46,8 @@ class OptimizerSpec:
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """Every hyper-parameter except the learning rate, with its default."""
-        own: dict[str, Any] = {}
-        for cls in reversed(self.optimizer_class.__mro__):
-            if "__init__" in vars(cls) and issubclass(cls, torch.optim.Optimizer):
-                for name, parameter in inspect.signature(cls).parameters.items():
-                    named = parameter.kind in (
-                        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                        inspect.Parameter.KEYWORD_ONLY,
-                    )
-                    if named and name not in NOT_SETTINGS:
-                        own[name] = parameter.default
-        own.pop("defaults", None)
+        accepted = _constructor_arguments(self.optimizer_class)
+        own = {name: value for name, value in accepted.items() if name not in NOT_SETTINGS}
         return {**own, **self.defaults}
 
     def resolve(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -64,25 +58,38 @@ class OptimizerSpec:
                 literal it spells ("1e-3", "0.9,0.99", "False") where it spells one.
 
         Returns:
-            The keyword arguments to give to `build`.
+            The keyword arguments to give to `build` or `build_one`.
 
         Raises:
             ValueError: for a hyper-parameter that the optimizer does not have or a value it
                 refuses.
         """
         known = self.hyperparameters
-        for key in kwargs:
+        resolved = dict(self.defaults)
+        for key, value in kwargs.items():
+            if key == "lr":
+                raise ValueError("The learning rate is a setting of its own, not one of these.")
             if key not in known:
                 raise ValueError(
-                    f"Optimizer {self.name!r} has no hyper-parameter {key!r}; it has "
-                    f"{', '.join(sorted(known)) or 'none'}.{_perhaps(key, known)}"
+                    f"Optimizer {self.name!r} has no hyper-parameter {key!r}.{_perhaps(key, known)}"
+                    f" It has {', '.join(sorted(known)) or 'none'}."
                 )
-        resolved = {**self.defaults, **{key: _literal(value) for key, value in kwargs.items()}}
-        try:
-            self.optimizer_class([torch.zeros(1, 1)], lr=1e-3, **resolved)  # type: ignore[call-arg]
-        except Exception as error:
-            raise ValueError(f"Optimizer {self.name!r} refuses {resolved}: {error}") from error
+            resolved[key] = _literal(value)
+            self._try(resolved, f"refuses {key}={value!r}")
+        if not kwargs:
+            self._try(resolved, "cannot be built")
         return resolved
+
+    def _try(self, kwargs: dict[str, Any], complaint: str) -> None:
+        if kwargs.get("order") == "second":
+            raise ValueError(
+                f"Optimizer {self.name!r} {complaint}: second-order utilities need curvature, which "
+                "PPO's losses do not give; use order='first'."
+            )
+        try:
+            self.optimizer_class([torch.zeros(1, 1)], lr=1e-3, **kwargs)  # type: ignore[call-arg]
+        except Exception as error:
+            raise ValueError(f"Optimizer {self.name!r} {complaint}: {error}") from error
 
     def build(
         self,
@@ -114,22 +121,42 @@ class OptimizerSpec:
         self, parameters: Sequence[Tensor], lr: float, generator: torch.Generator, **kwargs: Any
     ) -> torch.optim.Optimizer:
         """An optimizer of one member's tensors; it gets the generator if it takes one."""
-        if "generator" in inspect.signature(self.optimizer_class).parameters:
+        if "generator" in _constructor_arguments(self.optimizer_class):
             kwargs = {**kwargs, "generator": generator}
         return self.optimizer_class(parameters, lr=lr, **kwargs)  # type: ignore[call-arg]
 
 
 _ADAM = {"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": 0.0, "fused": True}
 
+_NONPROTECTING = {"protecting": False, "step_scale": 1.0}
+_LOCAL = {"scope": "local"}
+
 _SPECS = [
     OptimizerSpec("adam", torch.optim.Adam, _ADAM),
     OptimizerSpec("adam_equal_betas", torch.optim.Adam, {**_ADAM, "betas": (0.99, 0.99)}),
     OptimizerSpec("adamw", torch.optim.AdamW, {**_ADAM, "weight_decay": 1e-2}),
+    OptimizerSpec("l2_init", L2Init, {"fused": True}),
     OptimizerSpec("sgd", torch.optim.SGD),
     OptimizerSpec("rmsprop", torch.optim.RMSprop, {"eps": 1e-5}),
+    OptimizerSpec("pgd", PGD, draws_noise=True),
+    OptimizerSpec("shrink_and_perturb", ShrinkAndPerturb, draws_noise=True),
     OptimizerSpec("upgd", AdaptiveUPGD, draws_noise=True),
+    OptimizerSpec("upgd_nonprotecting", AdaptiveUPGD, _NONPROTECTING, draws_noise=True),
+    OptimizerSpec("upgd_local", AdaptiveUPGD, _LOCAL, "stacked", draws_noise=True),
     OptimizerSpec("upgd_first_order_global", UPGD, draws_noise=True),
-    OptimizerSpec("upgd_first_order_local", UPGD, {"scope": "local"}, "stacked", draws_noise=True),
+    OptimizerSpec(
+        "upgd_first_order_global_nonprotecting", UPGD, {"protecting": False}, draws_noise=True
+    ),
+    OptimizerSpec("upgd_first_order_local", UPGD, _LOCAL, "stacked", draws_noise=True),
+    OptimizerSpec(
+        "upgd_first_order_local_nonprotecting",
+        UPGD,
+        {**_LOCAL, "protecting": False},
+        "stacked",
+        draws_noise=True,
+    ),
+    OptimizerSpec("upgd_published_snippet", UPGD, {"step_scale": 2.0}, draws_noise=True),
+    OptimizerSpec("feature_upgd", FeatureUPGD, layout="stacked", draws_noise=True),
 ]
 REGISTRY: dict[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 
@@ -168,7 +195,26 @@ def get(name: str) -> OptimizerSpec:
             f"Optimizer {name!r}: {module_name!r} has no torch.optim.Optimizer class "
             f"{class_name!r}.{_perhaps(class_name, classes)}"
         )
+    closure = inspect.signature(cls.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"Optimizer {name!r} evaluates the loss several times a step (its step needs a closure), "
+            "which PPO does not offer."
+        )
     return OptimizerSpec(name, cls, layout="member")
+
+
+def _constructor_arguments(cls: type) -> dict[str, Any]:
+    """Names and defaults, those that **kwargs passes on to the base class too."""
+    parameters = inspect.signature(cls).parameters.values()
+    named = {
+        p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        base = cls.__mro__[1]
+        if base is not torch.optim.Optimizer and issubclass(base, torch.optim.Optimizer):
+            return {**_constructor_arguments(base), **named}
+    return named
 
 
 def _perhaps(word: str, possible: Any) -> str:

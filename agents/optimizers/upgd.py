@@ -112,39 +112,37 @@ class UPGD(BlockOptimizer):
         ½ for parameters that have not been stepped yet.
         """
         result = {p: torch.full_like(p, 0.5) for p in self._parameters()}
-        stepped = [
-            (group, p, self.state[p]["utility"], 1 - group["beta_utility"] ** self.state[p]["step"])
+        traced = [
+            (group, p)
             for group in self.param_groups
             for p in group["params"]
             if "utility" in self.state[p]
         ]
-        maxima = [
-            self._as_rows(trace).amax(1) / (correction if group["corrected_denominator"] else 1.0)
-            for group, _, trace, correction in stepped
-            if group["scope"] == "global"
-        ]
-        for group, p, trace, correction in stepped:
-            if group["scope"] == "global":
-                largest = torch.stack([m.to(trace) for m in maxima]).amax(0)
-                ratio = self._as_rows(trace) / _usable(largest * correction)[:, None]
-            else:
-                vectors = trace.unsqueeze(-1) if trace.ndim == int(self.members) else trace
-                ratio = vectors / _norms(vectors, correction)
-            # By tanh rather than sigmoid: its bits do not depend on where an element stands.
-            scaled = (0.5 * ratio).tanh_().add_(1.0).mul_(0.5).nan_to_num_(nan=0.5)
-            result[p] = scaled.view(p.shape).to(p.dtype)
+        self._lay_out(traced)
+        scaled = {}
+        for tiles in self._tiles_by_row():
+            largest = _largest([self._maximum(tile) for tile in tiles])
+            for tile in tiles:
+                scaled[tile] = 1 - self._gate(tile, largest)
+        for bucket in self._buckets:
+            rows = bucket.zeros(bucket.rows, bucket.columns)
+            for tile, piece in zip(bucket.tiles, bucket.pieces(rows), strict=True):
+                piece.copy_(scaled[tile])
+            for p, view in zip(bucket.params, bucket.views(rows), strict=True):
+                result[p].copy_(view)
         return result
 
     # ── The step ────────────────────────────────────────────────────────────────────────────────
 
     def _update_rows(self, tiles: list[Tile]) -> None:
-        maxima = [self._trace_utility(tile) for tile in tiles]
-        largest = _largest([m for m in maxima if m is not None])
+        for tile in tiles:
+            self._trace_utility(tile)
+        largest = _largest([self._maximum(tile) for tile in tiles])
         for tile in tiles:
             self._move(tile, self._gate(tile, largest))
 
-    def _trace_utility(self, tile: Tile) -> Tensor | None:
-        """Update the trace ū; its maximum [rows, 1] in the global scope."""
+    def _trace_utility(self, tile: Tile) -> None:
+        """Update the trace ū."""
         bucket, group = tile.bucket, tile.bucket.group
         trace, beta = tile.state["utility"], group["beta_utility"]
         trace.mul_(bucket.scalar("beta_utility", beta))
@@ -154,26 +152,33 @@ class UPGD(BlockOptimizer):
             slope = torch.mul(tile.curvature, tile.weights, out=tile.scratch[0])
             slope.mul_(0.5).sub_(tile.gradients)
             trace.addcmul_(slope, tile.weights, value=1 - beta)
+
+    def _maximum(self, tile: Tile) -> Tensor | None:
+        """What a tile contributes to the global denominator, [rows, 1]."""
+        group = tile.bucket.group
         if group["scope"] == "local":
             return None
-        largest = trace.amax(1, keepdim=True)
-        return largest / _correction(bucket) if group["corrected_denominator"] else largest
+        maximum = tile.state["utility"].amax(1, keepdim=True)
+        return maximum / correction_of(tile.bucket) if group["corrected_denominator"] else maximum
 
     def _gate(self, tile: Tile, largest: Tensor | None) -> Tensor:
         """1 − s."""
-        out, trace, bucket = tile.scratch[0], tile.state["utility"], tile.bucket
-        if largest is not None and bucket.group["scope"] == "global":
-            denominators = _usable(largest.to(trace) * _correction(bucket))
-            torch.div(trace, denominators.neg_(), out=out).sigmoid_()
-            finite = trace.device.type == "cpu" and bool(largest.isfinite().all())
-        else:
-            for shape, (start, end) in zip(bucket.row_shapes, bucket.spans, strict=True):
-                vectors = trace[:, start:end].unflatten(1, shape)
-                ratio = out[:, start:end].unflatten(1, shape)
-                torch.div(vectors, _norms(vectors, _correction(bucket)).neg_(), out=ratio)
-            out.sigmoid_()
-            finite = False
-        return out if finite else out.nan_to_num_(nan=0.5)
+        if largest is None or tile.bucket.group["scope"] == "local":
+            return self._local_gate(tile)
+        trace, denominators = tile.state["utility"], _usable(largest, correction_of(tile.bucket))
+        ratio = torch.div(trace, denominators.neg_().to(trace), out=tile.scratch[0])
+        gate = ratio.sigmoid_()
+        # An infinite utility makes ∞/∞ at its weight. Looking is cheaper than a pass, on a CPU.
+        seen_finite = largest.device.type == "cpu" and all(map(math.isfinite, _numbers(largest)))
+        return gate if seen_finite else gate.nan_to_num_(nan=0.5)
+
+    def _local_gate(self, tile: Tile) -> Tensor:
+        bucket, gate = tile.bucket, tile.scratch[0]
+        for index in range(len(bucket.params)):
+            vectors = bucket.part(tile.state["utility"], index)
+            norms = norms_of(vectors, correction_of(bucket))
+            torch.div(vectors, norms.neg_(), out=bucket.part(gate, index))
+        return gate.sigmoid_().nan_to_num_(nan=0.5)
 
     def _direction(self, tile: Tile) -> tuple[Tensor, float]:
         """What to descend along, as a tensor and a factor; it may use scratch[1]."""
@@ -216,28 +221,36 @@ class UPGD(BlockOptimizer):
     def _splits_rows(self, group: Group) -> bool:
         return group["scope"] == "global"
 
-    def _as_rows(self, tensor: Tensor) -> Tensor:
-        return tensor.reshape(tensor.shape[0] if self.members else 1, -1)
 
-
-def _correction(bucket: Bucket) -> float:
+def correction_of(bucket: Bucket) -> float:
     """1 − β_uᵗ."""
     return 1 - bucket.group["beta_utility"] ** bucket.step
 
 
-def _largest(maxima: list[Tensor]) -> Tensor | None:
-    if len(maxima) < 2:
-        return maxima[0] if maxima else None
-    device, dtype = maxima[0].device, max((m.dtype for m in maxima), key=lambda d: d.itemsize)
-    return torch.stack([m.to(device, dtype) for m in maxima]).amax(0)
+def _largest(maxima: list[Tensor | None]) -> Tensor | None:
+    known = [maximum for maximum in maxima if maximum is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    device, dtype = known[0].device, max((m.dtype for m in known), key=lambda d: d.itemsize)
+    return torch.stack([m.to(device, dtype) for m in known]).amax(0)
 
 
-def _usable(denominators: Tensor) -> Tensor:
-    """Denominators that are not positive and finite replaced by infinity, which makes s = ½."""
-    return torch.where((denominators > 0) & (denominators < math.inf), denominators, math.inf)
+def _numbers(tensor: Tensor) -> list[float]:
+    return tensor.flatten().tolist()
 
 
-def _norms(vectors: Tensor, correction: float) -> Tensor:
+def _usable(maxima: Tensor, correction: float) -> Tensor:
+    """max ū · (1 − β_uᵗ), but infinity, which makes s = ½, where it is not positive and finite."""
+    least = torch.finfo(maxima.dtype).tiny
+    if maxima.device.type == "cpu":  # a handful of numbers: Python is the quickest
+        values = [maximum * correction for maximum in _numbers(maxima)]
+        usable = [value if least <= value < math.inf else math.inf for value in values]
+        return torch.tensor(usable, dtype=maxima.dtype).view(maxima.shape)
+    products = maxima * correction
+    return torch.where((products >= least) & (products < math.inf), products, math.inf)
+
+
+def norms_of(vectors: Tensor, correction: float) -> Tensor:
     """‖ū‖₂ over the last dimension, floored as if it were ‖û‖₂."""
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return norms.clamp_(min=NORM_FLOOR * correction)

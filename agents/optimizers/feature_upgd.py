@@ -1,0 +1,151 @@
+"""UPGD by feature: utilities of hidden units rather than of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from agents.optimizers.blocks import Bucket, Tile
+from agents.optimizers.noise import Generators, NoiseFunction
+from agents.optimizers.upgd import UPGD, correction_of, norms_of
+
+
+@dataclass
+class HiddenLayer:
+    """Where in a bucket a layer's tensors lie: indices into its parameters."""
+
+    incoming: int
+    per_unit: list[int]
+    outgoing: int
+
+
+class FeatureUPGD(UPGD):
+    r"""UPGD on the hidden units of feed-forward networks.
+
+    Think of every hidden unit's output as multiplied by a gate fixed at 1. The utility of a unit is
+    what first- or second-order Taylor expansion says the loss would gain if its gate closed::
+
+        u = −∂L/∂gate  (+ ½·∂²L/∂gate²)
+
+    traced, corrected and scaled to s as in `UPGD`: the global maximum is over all units, the local
+    norm over the units of a layer. s of a unit applies to all its incoming weights and its bias.
+    The output layer, and whatever belongs to no hidden unit, takes plain gradient steps without
+    noise, as published.
+
+    No gate is needed in the network: closing the gate of unit j scales the weights W[:, j] that
+    leave it, so ∂L/∂gate_j = Σ_i W[i, j]·∂L/∂W[i, j], and its curvature under HesScale is
+    Σ_i W[i, j]²·h[i, j]. So the unit's output must go to one linear layer and nowhere else.
+
+    Each parameter group holds one network's tensors from input to output, as `parameters()` of an
+    `nn.Sequential` gives them: a matrix [out, in] is a layer; it is hidden if the next matrix takes
+    as many inputs as it has outputs; vectors of that length between the two (its bias, a layer
+    norm) belong to its units. Groups are needed only where one network has as many outputs as the
+    next has inputs.
+
+    Args:
+        params, lr, beta_utility, sigma, weight_decay, order, scope, protecting, noise_clip,
+            corrected_denominator, maximize, noise, generator, members: see `UPGD`.
+
+    Raises:
+        ValueError: as `UPGD`.
+    """
+
+    _may_stand_alone = False
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        beta_utility: float = 0.999,
+        sigma: float = 1e-3,
+        weight_decay: float = 1e-3,
+        order: str = "first",
+        scope: str = "global",
+        protecting: bool = True,
+        noise_clip: float | None = None,
+        corrected_denominator: bool = False,
+        maximize: bool = False,
+        *,
+        noise: str | NoiseFunction = "normal",
+        generator: Generators = None,
+        members: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            beta_utility=beta_utility,
+            sigma=sigma,
+            weight_decay=weight_decay,
+            order=order,
+            scope=scope,
+            protecting=protecting,
+            noise_clip=noise_clip,
+            corrected_denominator=corrected_denominator,
+            maximize=maximize,
+            noise=noise,
+            generator=generator,
+            members=members,
+        )
+
+    def _trace_utility(self, tile: Tile) -> None:
+        bucket, beta = tile.bucket, tile.bucket.group["beta_utility"]
+        trace = tile.state["utility"].mul_(beta)
+        for layer in hidden_layers(bucket):
+            weights = bucket.part(tile.weights, layer.outgoing)
+            utility = -(weights * bucket.part(tile.gradients, layer.outgoing)).sum(-2)
+            if bucket.group["order"] == "second":
+                curvature = bucket.part(tile.curvature, layer.outgoing)
+                utility += (weights * weights * curvature).sum(-2).mul_(0.5)
+            # Every weight holds its unit's trace, so that traces and utilities have its shape.
+            bucket.part(trace, layer.incoming).add_(utility.unsqueeze(-1), alpha=1 - beta)
+            for index in layer.per_unit:
+                bucket.part(trace, index).add_(utility, alpha=1 - beta)
+
+    def _gate(self, tile: Tile, largest: Tensor | None) -> Tensor:
+        gate = super()._gate(tile, largest)
+        for index in _unitless(tile.bucket):
+            tile.bucket.part(gate, index).fill_(1.0)
+        return gate
+
+    def _local_gate(self, tile: Tile) -> Tensor:
+        bucket, gate = tile.bucket, tile.scratch[0].zero_()
+        for layer in hidden_layers(bucket):
+            trace = bucket.part(tile.state["utility"], layer.incoming)[..., 0]
+            ratio = trace / norms_of(trace, correction_of(bucket)).neg_()
+            bucket.part(gate, layer.incoming).copy_(ratio.unsqueeze(-1))
+            for index in layer.per_unit:
+                bucket.part(gate, index).copy_(ratio)
+        return gate.sigmoid_().nan_to_num_(nan=0.5)
+
+    def _noise_for(self, tile: Tile) -> Tensor:
+        noise = super()._noise_for(tile)
+        for index in _unitless(tile.bucket):
+            tile.bucket.part(noise, index).zero_()
+        return noise
+
+    def _splits_rows(self, group: dict[str, Any]) -> bool:
+        return False
+
+
+def hidden_layers(bucket: Bucket) -> list[HiddenLayer]:
+    """The hidden layers among a bucket's parameters, by shape (see `FeatureUPGD`)."""
+    shapes = bucket.row_shapes
+    matrices = [index for index, shape in enumerate(shapes) if len(shape) == 2]
+    return [
+        HiddenLayer(
+            incoming,
+            [i for i in range(incoming + 1, outgoing) if shapes[i] == (shapes[incoming][0],)],
+            outgoing,
+        )
+        for incoming, outgoing in pairwise(matrices)
+        if shapes[incoming][0] == shapes[outgoing][1]
+    ]
+
+
+def _unitless(bucket: Bucket) -> list[int]:
+    """The parameters that belong to no hidden unit."""
+    owned = {i for layer in hidden_layers(bucket) for i in (layer.incoming, *layer.per_unit)}
+    return [index for index in range(len(bucket.params)) if index not in owned]
