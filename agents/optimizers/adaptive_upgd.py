@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.optimizers.block_optimizer import BlockOptimizer
 from agents.optimizers.blocks import Group, Tile
 from agents.optimizers.checks import check_betas, check_number
+from agents.optimizers.noise import Generators, NoiseFunction
 from agents.optimizers.upgd import UPGD
 
 
@@ -50,20 +52,34 @@ class AdaptiveUPGD(UPGD):
         weight_decay: float = 1e-3,
         beta_utility: float = 0.999,
         sigma: float = 1e-3,
+        order: str = "first",
+        scope: str = "global",
+        protecting: bool = True,
         step_scale: float = 2.0,
-        **settings: Any,
+        noise_clip: float | None = None,
+        corrected_denominator: bool = False,
+        maximize: bool = False,
+        *,
+        noise: str | NoiseFunction = "normal",
+        generator: Generators = None,
+        members: bool = False,
     ) -> None:
-        super().__init__(
-            params,
+        defaults = dict(
             lr=lr,
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
             beta_utility=beta_utility,
             sigma=sigma,
+            order=order,
+            scope=scope,
+            protecting=protecting,
             step_scale=step_scale,
-            **settings,
+            noise_clip=noise_clip,
+            corrected_denominator=corrected_denominator,
+            maximize=maximize,
         )
+        BlockOptimizer.__init__(self, params, defaults, noise, generator, members)
 
     def _direction(self, tile: Tile) -> tuple[Tensor, float]:
         # m̂/(√v̂ + eps) = (√c₂/c₁)·m/(√v + √c₂·eps): the corrections cost no pass of their own.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.optimizers.registry import get
+from agents.plasticity import adam_direction
 
 
 class StackedParameters(Protocol):
@@ -22,6 +23,9 @@ class StackedParameters(Protocol):
     gradient: Tensor
     views: dict[str, Tensor]
     gradient_views: dict[str, Tensor]
+
+    def named_views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views [S, …] by name of any tensor [S, D] laid out like the parameters."""
 
 
 class PopulationOptimizer:
@@ -56,6 +60,7 @@ class PopulationOptimizer:
     ) -> None:
         spec = get(name)
         hyper_parameters = spec.resolve(hyper_parameters)
+        self.parameters = parameters
         self.num_members = len(parameters.data)
         self.layout = "member" if one_per_member else spec.layout
         if self.layout == "flat":
@@ -106,6 +111,30 @@ class PopulationOptimizer:
         else:
             raise RuntimeError("Leaving members out takes one optimizer per member.")
 
+    def describe(self) -> dict[str, dict[str, Tensor]]:
+        """What the optimizer knows of every weight: kind → parameter name → [S, …].
+
+        Kinds are "utilities" (bias-corrected) and "scaled_utilities" of UPGD, and "directions",
+        m̂/(√v̂ + eps), of whatever keeps Adam's moments. What it does not have is left out.
+        """
+        members = [
+            _describe(optimizer, tensors)
+            for optimizer, tensors in zip(self.optimizers, self._tensors, strict=True)
+        ]
+        kinds = [kind for kind in members[0] if all(kind in member for member in members)]
+        if self.layout == "flat":
+            return {kind: self.parameters.named_views(members[0][kind][0]) for kind in kinds}
+        tensors = {kind: members[0][kind] for kind in kinds}
+        if self.layout == "member":
+            tensors = {
+                kind: [
+                    torch.stack(parts) for parts in zip(*(m[kind] for m in members), strict=True)
+                ]
+                for kind in kinds
+            }
+        names = list(self.parameters.views)
+        return {kind: dict(zip(names, tensors[kind], strict=True)) for kind in kinds}
+
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's memory: tensors with the member axis first, or a list over members."""
         states = [_copy(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
@@ -128,6 +157,30 @@ def _parameter(tensor: Tensor, gradient: Tensor) -> torch.nn.Parameter:
     parameter = torch.nn.Parameter(tensor)
     parameter.grad = gradient
     return parameter
+
+
+def _describe(
+    optimizer: torch.optim.Optimizer, tensors: list[torch.nn.Parameter]
+) -> dict[str, list[Tensor]]:
+    """Kind → one tensor of its shape for each of the parameters."""
+    group = optimizer.param_groups[0]
+    states = [optimizer.state.get(p, {}) for p in tensors]
+    kinds = {}
+    if hasattr(optimizer, "utilities"):
+        scaled = optimizer.utilities()
+        kinds["scaled_utilities"] = [scaled[p] for p in tensors]
+    if all("utility" in state for state in states) and "beta_utility" in group:
+        kinds["utilities"] = [
+            state["utility"] / (1 - group["beta_utility"] ** state["step"]) for state in states
+        ]
+    if all({"exp_avg", "exp_avg_sq", "step"} <= state.keys() for state in states):
+        kinds["directions"] = [
+            adam_direction(
+                state["exp_avg"], state["exp_avg_sq"], state["step"], group["betas"], group["eps"]
+            )
+            for state in states
+        ]
+    return kinds
 
 
 def _copy(tree: Any) -> Any:

@@ -83,8 +83,8 @@ class OptimizerSpec:
     def _try(self, kwargs: dict[str, Any], complaint: str) -> None:
         if kwargs.get("order") == "second":
             raise ValueError(
-                f"Optimizer {self.name!r} {complaint}: second-order utilities need curvature, which "
-                "PPO's losses do not give; use order='first'."
+                f"Optimizer {self.name!r} {complaint}: second-order utilities need curvature, "
+                "which PPO's losses do not give; use order='first'."
             )
         try:
             self.optimizer_class([torch.zeros(1, 1)], lr=1e-3, **kwargs)  # type: ignore[call-arg]
@@ -198,8 +198,8 @@ def get(name: str) -> OptimizerSpec:
     closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(
-            f"Optimizer {name!r} evaluates the loss several times a step (its step needs a closure), "
-            "which PPO does not offer."
+            f"Optimizer {name!r} evaluates the loss several times a step (its step needs a "
+            "closure), which PPO does not offer."
         )
     return OptimizerSpec(name, cls, layout="member")
 

@@ -87,7 +87,6 @@ class UPGD(BlockOptimizer):
         noise: str | NoiseFunction = "normal",
         generator: Generators = None,
         members: bool = False,
-        **further_defaults: Any,
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -101,7 +100,6 @@ class UPGD(BlockOptimizer):
             noise_clip=noise_clip,
             corrected_denominator=corrected_denominator,
             maximize=maximize,
-            **further_defaults,
         )
         super().__init__(params, defaults, noise, generator, members)
 
