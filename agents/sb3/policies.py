@@ -27,7 +27,8 @@ class UPGDPolicy(ActorCriticPolicy):
     `AdaptiveUPGD`, and another `optimizer_class` is honoured.
 
     Raises:
-        AttributeError: if an algorithm without an actor-critic policy (SAC, DQN, RecurrentPPO, …) uses it.
+        AttributeError: if an algorithm whose policies are of another kind (SAC, DQN, RecurrentPPO,
+            …) uses it.
     """
 
     def __init__(
