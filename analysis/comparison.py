@@ -136,9 +136,7 @@ def compare(arms: Sequence[Arm], steps: int | None = None, aggregate: str = "mea
         groups.setdefault(arm.environment, []).append(arm)
     if len(arms) > 1 and all(len(group) == 1 for group in groups.values()):
         tasks = ", ".join(f"{arm.name} on {arm.environment}" for arm in arms)
-        raise InputError(
-            f"No two arms are on the same task ({tasks}): there is nothing to compare."
-        )
+        raise InputError(f"No two arms share a task ({tasks}): there is nothing to compare.")
     results = []
     for environment in sorted(groups):
         horizon = steps or _shared_steps(groups[environment])

@@ -13,7 +13,6 @@ the mean of the last hundred.
 import csv
 import json
 import re
-import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,8 @@ from analysis.arm import Arm, Episodes, InputError, Member
 CLEANRL, SB3 = "charts/episodic_return", "rollout/ep_rew_mean"
 SOURCES = {CLEANRL: "CleanRL TensorBoard", SB3: "Stable-Baselines3 TensorBoard"}
 SUB_ENVIRONMENT = re.compile(r"\d+\.monitor\.csv")
+RECORD_FRAME = 16
+"""Bytes around each record of an event file: its length and two checksums."""
 HYPERPARAMETER = re.compile(r"^\|([^|\n]+)\|([^|\n]*)\|$", re.MULTILINE)
 
 
@@ -63,7 +64,7 @@ def read_logs(path: Path, environment: str | None = None) -> Arm:
         logs = _read_monitors(path, monitors, notes)
     else:
         folders = _event_folders(path)
-        tag, logs = _read_tensorboard(path, folders)
+        tag, logs = _read_tensorboard(path, folders, notes)
         source = SOURCES[tag]
         if tag == SB3:
             notes.append(
@@ -135,22 +136,16 @@ def _read_monitors(path: Path, files: list[Path], notes: list[str]) -> list[_Log
                 f"The {len(group)} monitor files in {folder.relative_to(path.parent)} are read as "
                 "the sub-environments of one seed; rename them if each is a seed."
             )
-    return [_read_monitor(path, group) for group in seeds.values()]
+    return [_read_monitor(path, group, notes) for group in seeds.values()]
 
 
-def _read_monitor(path: Path, group: list[Path]) -> _Log:
+def _read_monitor(path: Path, group: list[Path], notes: list[str]) -> _Log:
     """One seed. Its sub-environments step together, so the seed's step is theirs × their number."""
     steps, returns, names = [], [], set()
     for file in group:
-        try:
-            with file.open(encoding="utf-8", newline="") as lines:
-                header = json.loads(lines.readline().removeprefix("#"))
-                rows = [(float(row["r"]), int(row["l"])) for row in csv.DictReader(lines)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{file} is no monitor file of Stable-Baselines3 (or cut short): it should have "
-                "a JSON comment, the columns r, l, t, and one line per episode."
-            ) from error
+        header, rows, cut = _read_csv(file)
+        if cut:
+            notes.append(f"{file} ends in the middle of a line: that episode is not read.")
         names.add(header.get("env_id"))
         if rows:
             value, length = np.array(rows).T
@@ -166,12 +161,28 @@ def _read_monitor(path: Path, group: list[Path]) -> _Log:
     return _Log(name, step[order], value[order], named.pop() if named else None, {})
 
 
+def _read_csv(file: Path) -> tuple[dict[str, Any], list[tuple[float, int]], bool]:
+    """A monitor file's header, its episodes (return, length), and whether its last line is cut."""
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            header = json.loads(lines.readline().removeprefix("#"))
+            table = list(csv.DictReader(lines))
+        cut = bool(table) and not all(table[-1].get(name) for name in ("r", "l", "t"))
+        rows = [(float(row["r"]), int(row["l"])) for row in (table[:-1] if cut else table)]
+        return dict(header), rows, cut
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} is no monitor file of Stable-Baselines3: it should have a JSON comment, the "
+            "columns r, l, t, and one line per episode."
+        ) from error
+
+
 def _event_folders(path: Path) -> list[Path]:
     return sorted({file.parent for file in path.rglob("events.out.tfevents.*")})
 
 
-def _read_tensorboard(path: Path, folders: list[Path]) -> tuple[str, list[_Log]]:
-    scalars = {folder: _scalars(folder) for folder in folders}
+def _read_tensorboard(path: Path, folders: list[Path], notes: list[str]) -> tuple[str, list[_Log]]:
+    scalars = {folder: _scalars(folder, notes) for folder in folders}
     for tag in SOURCES:
         logs = [
             _tensorboard_log(path, folder, found[tag], settings)
@@ -202,7 +213,9 @@ def _tensorboard_log(
     )
 
 
-def _scalars(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, Any]]:
+def _scalars(
+    folder: Path, notes: list[str]
+) -> tuple[dict[str, list[tuple[int, float]]], dict[str, Any]]:
     """The points of the tags of interest, and CleanRL's hyper-parameters where they are logged.
 
     Only records that contain such a tag are parsed, so that long logs are read quickly.
@@ -210,17 +223,18 @@ def _scalars(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     settings: dict[str, Any] = {}
     for file in sorted(folder.glob("events.out.tfevents.*")):
-        try:
-            for record in RawEventFileLoader(str(file)).Load():
-                if b"hyperparameters" in record:
-                    settings |= _hyperparameters(Event.FromString(record))
-                elif any(tag.encode() in record for tag in SOURCES):
-                    event = Event.FromString(record)
-                    for value in event.summary.value:
-                        if value.tag in SOURCES:
-                            points[value.tag].append((event.step, _number(value)))
-        except (OSError, ValueError, struct.error) as error:
-            raise InputError(f"{file} is no readable TensorBoard event file.") from error
+        left = file.stat().st_size
+        for record in RawEventFileLoader(str(file)).Load():
+            left -= len(record) + RECORD_FRAME
+            if b"hyperparameters" in record:
+                settings |= _hyperparameters(Event.FromString(record))
+            elif any(tag.encode() in record for tag in SOURCES):
+                event = Event.FromString(record)
+                for value in event.summary.value:
+                    if value.tag in SOURCES:
+                        points[value.tag].append((event.step, _number(value)))
+        if left > 0:
+            notes.append(f"{file} is cut short or damaged: its last {left:,} bytes are not read.")
     return points, settings
 
 

@@ -14,6 +14,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
+RESHUFFLES = 9999
 SEED = 20210830
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -196,24 +197,22 @@ def _average_improvement(*samples: np.ndarray) -> np.ndarray:
 
 
 def _permutation_p(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Two-sided; exact for one environment and few seeds, else from 9999 reshuffles."""
-    if len(pairs) == 1:
-        (x, y), reshuffles = pairs[0], 9999
-        return float(
-            stats.permutation_test(
-                (x, y),
-                lambda x, y, axis: improvement(x, y),
-                vectorized=True,
-                axis=-1,
-                n_resamples=reshuffles,
-                batch=1000,
-                rng=np.random.default_rng(SEED),
-            ).pvalue
-        )
+    """Two-sided; exact for one environment and few seeds, else by reshuffling."""
     rng = np.random.default_rng(SEED)
+    if len(pairs) == 1 and min(map(len, pairs[0])) > 1:
+        test = stats.permutation_test(
+            pairs[0],
+            lambda x, y, axis: improvement(x, y),
+            vectorized=True,
+            axis=-1,
+            n_resamples=RESHUFFLES,
+            batch=1000,
+            rng=rng,
+        )
+        return float(test.pvalue)
     reshuffled = []
     for x, y in pairs:
-        pool = np.tile(np.concatenate([x, y]), (9999, 1))
+        pool = np.tile(np.concatenate([x, y]), (RESHUFFLES, 1))
         rng.permuted(pool, axis=1, out=pool)
         reshuffled.append(improvement(pool[:, : len(x)], pool[:, len(x) :]))
     observed = abs(np.mean([improvement(x, y) for x, y in pairs]) - 0.5)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import yaml
 
@@ -95,7 +94,7 @@ def _members(path: Path, settings: dict[str, Any]) -> tuple[tuple[Member, ...], 
                 _earlier(broken, event["member"], event["step"], event["message"])
             elif event["kind"] == "warning":
                 notes.append(f"Seed {event['seed']}, step {event['step']}: {event['message']}")
-    for batch in _batches(path / "records/statistics", ("step",)):
+    for batch in _batches(path / "records/statistics", ("step",), newest=True):
         last = max(last, pc.max(batch["step"]).as_py() or 0)
 
     count = settings.get("seeds")
@@ -173,37 +172,28 @@ def _parts(folder: Path) -> list[str]:
 
 
 def _batches(
-    folder: Path, columns: tuple[str, ...], encoded: tuple[str, ...] = ()
+    folder: Path, columns: tuple[str, ...], encoded: tuple[str, ...] = (), newest: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Stream the columns of a folder of Parquet parts, a few batches in memory at a time."""
-    parts = _parts(folder)
-    if not parts:
-        return
-    options = ds.ParquetReadOptions(dictionary_columns=set(encoded))
-    try:
-        yield from ds.dataset(parts, format=ds.ParquetFileFormat(options)).to_batches(
-            columns=list(columns),
-            batch_size=BATCH_ROWS,
-            batch_readahead=2,
-            fragment_readahead=4,
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(_what_is_wrong(parts, columns, error)) from error
+    """Stream columns of a folder of Parquet parts, one batch in memory at a time.
 
-
-def _what_is_wrong(parts: list[str], columns: tuple[str, ...], error: Exception) -> str:
-    for part in parts:
+    Args:
+        encoded: the columns of words, read as dictionaries.
+        newest: read the newest part only.
+    """
+    for part in _parts(folder)[-1 if newest else 0 :]:
         try:
-            names = pq.read_schema(part).names
-        except (pa.ArrowException, OSError):
-            return (
-                f"{part} is not a readable Parquet file (cut short or damaged): restore it, "
-                "or move it away to compare what the other parts hold."
-            )
-        missing = [column for column in columns if column not in names]
-        if missing:
-            return f"{part} lacks the column {missing[0]!r}: it is no record of this project."
-    return f"{Path(parts[0]).parent} cannot be read: {str(error).splitlines()[0]}"
+            with pq.ParquetFile(part, read_dictionary=list(encoded)) as file:
+                missing = [column for column in columns if column not in file.schema_arrow.names]
+                if missing:
+                    raise InputError(
+                        f"{part} lacks the column {missing[0]!r}: it is no such record."
+                    )
+                yield from file.iter_batches(BATCH_ROWS, columns=list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{part} is not a readable Parquet file (cut short or damaged): restore it, or "
+                "move it away to compare what the other parts hold."
+            ) from error
 
 
 def _integers(column: pa.Array) -> np.ndarray:
