@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from tyro.constructors import PrimitiveConstructorSpec
 
+from agents.inspection import PlasticityConfig
+from agents.plasticity.warnings import WarningConfig
 from agents.ppo import PPOConfig
 
 
@@ -149,6 +151,8 @@ class TrainConfig:
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    plasticity: PlasticityConfig = field(default_factory=PlasticityConfig)
+    warnings: WarningConfig = field(default_factory=WarningConfig)
 
     @property
     def member_seeds(self) -> list[int]:
@@ -336,6 +340,17 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "print_every": (0, False, math.inf),
     "checkpoint_every": (1, True, math.inf),
     "keep_checkpoints": (1, True, math.inf),
+    "statistics_every": (0, True, math.inf),
+    "histograms_every": (0, True, math.inf),
+    "probe_every": (0, True, math.inf),
+    "warn_dormant_fraction": (0, True, 1),
+    "warn_rank_fraction": (0, True, math.inf),
+    "warn_saturated_fraction": (0, True, 1),
+    "warn_inactive_fraction": (0, True, 1),
+    "warn_update_ratio": (0, True, math.inf),
+    "warn_std_below": (0, True, math.inf),
+    "warn_std_above": (0, True, math.inf),
+    "warn_kl": (0, True, math.inf),
 }
 
 

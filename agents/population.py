@@ -15,6 +15,7 @@ import torch
 
 import envs
 from agents.config import TrainConfig
+from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
 from agents.optimizers.population import PopulationOptimizer
 from agents.ppo import PPO, IterationReport
@@ -131,6 +132,7 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         optimizer,
         streams,
         config.num_iterations,
+        Inspector(config.plasticity, seeds),
     )
 
 
@@ -153,6 +155,7 @@ def _merge_reports(reports: list[IterationReport], offsets: list[int]) -> Iterat
         seconds={
             phase: sum(report.seconds[phase] for report in reports) for phase in reports[0].seconds
         },
+        inspection=Inspection.concatenate([report.inspection for report in reports]),
     )
 
 

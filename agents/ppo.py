@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
 from agents.optimizers.population import PopulationOptimizer
 from agents.random_streams import RandomStreams
@@ -94,12 +95,14 @@ class IterationReport:
             length, whether it terminated rather than ran into a time limit).
         halted: (member, cause) of members that became non-finite in this iteration.
         seconds: time spent by phase.
+        inspection: plasticity statistics, if they were due.
     """
 
     scalars: dict[str, NDArray]
     episodes: list[tuple[int, int, float, int, bool]] = field(default_factory=list)
     halted: list[tuple[int, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    inspection: Inspection | None = None
 
 
 class PPO:
@@ -113,6 +116,7 @@ class PPO:
         optimizer: steps the networks' parameters.
         streams: the members' random streams.
         num_iterations: iterations of the whole run, over which the learning rate is annealed.
+        inspector: measures the networks, after the iterations in which that is due.
     """
 
     def __init__(
@@ -124,6 +128,7 @@ class PPO:
         optimizer: PopulationOptimizer,
         streams: RandomStreams,
         num_iterations: int,
+        inspector: Inspector | None = None,
     ) -> None:
         self.config = config
         self.env = env
@@ -131,6 +136,7 @@ class PPO:
         self.optimizer = optimizer
         self.streams = streams
         self.num_iterations = num_iterations
+        self.inspector = inspector
         self.iteration = 0
         self.num_members = len(networks.parameters.data)
         self.envs_per_member = env.num_envs // self.num_members
@@ -141,6 +147,7 @@ class PPO:
         self.device = data.device
         self.initial_parameters = data.clone()
         self.previous_parameters = data.clone()
+        self.gradient_norms = data.new_zeros(self.num_members)
         action_space = env.single_action_space
         observation_space = env.single_observation_space
         assert isinstance(action_space, gym.spaces.Box)
@@ -174,6 +181,8 @@ class PPO:
             log = self.update(advantages, returns)
         self.iteration += 1
         halted = self._halt_sick_members(log)
+        with self._timed("statistics"):
+            inspection = self.inspect()
         return IterationReport(
             scalars={
                 **{name: log[..., i].mean(0) for i, name in enumerate(MINIBATCH_STATISTICS)},
@@ -188,6 +197,21 @@ class PPO:
             episodes=self._episodes,
             halted=halted,
             seconds=dict(self.seconds),
+            inspection=inspection,
+        )
+
+    def inspect(self) -> Inspection | None:
+        """Plasticity statistics of the members' networks, if they are due; changes nothing."""
+        if self.inspector is None:
+            return None
+        return self.inspector.inspect(
+            self.iteration,
+            self.networks,
+            self.optimizer,
+            self.rollout.samples("observations", self.device),
+            initial=self.initial_parameters,
+            previous=self.previous_parameters,
+            gradient_norms=self.gradient_norms,
         )
 
     @property
@@ -356,13 +380,14 @@ class PPO:
         log_std_gradient = (log_prob_gradient * (z * z - 1)).sum(1) - config.entropy_coef
         networks.parameters.gradient_views["actor.log_std"].copy_(log_std_gradient)
 
+        self.gradient_norms = torch.linalg.vector_norm(networks.parameters.gradient, dim=1)
         return torch.stack(
             [
                 torch.maximum(policy_loss, clipped_policy_loss).mean(1),
                 0.5 * value_losses.mean(1),
                 (networks.log_std + (0.5 + LOG_SQRT_2PI)).sum(1),
                 ((ratios - 1) - log_ratios).mean(1),
-                torch.linalg.vector_norm(networks.parameters.gradient, dim=1),
+                self.gradient_norms,
                 ((ratios - 1).abs() > clip).to(ratios.dtype).mean(1),
                 ratios.amax(1),
             ],
@@ -372,8 +397,8 @@ class PPO:
     def _clip_gradient(self) -> None:
         if self.config.max_grad_norm > 0:
             gradient = self.networks.parameters.gradient
-            norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-            gradient.mul_((self.config.max_grad_norm / (norms + 1e-6)).clamp(max=1.0))
+            factors = (self.config.max_grad_norm / (self.gradient_norms + 1e-6)).clamp(max=1.0)
+            gradient.mul_(factors.unsqueeze(1))
 
     def _action_noise(self) -> NDArray:
         """Standard normals [S, T, N, A], each member's from its own stream."""

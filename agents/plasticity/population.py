@@ -62,6 +62,21 @@ class StatisticsTable:
         }
 
     @staticmethod
+    def from_columns(columns: Mapping[Key, Tensor]) -> StatisticsTable:
+        """A table of the statistics [S] by (network, layer, statistic)."""
+        values = [value.double().cpu().numpy() for value in columns.values()]
+        return StatisticsTable(list(columns), np.stack(values, axis=1))
+
+    @staticmethod
+    def beside(tables: Sequence[StatisticsTable], members: int) -> StatisticsTable:
+        """Different statistics of the same members as one table, empty if there are none."""
+        keys = [key for table in tables for key in table.keys]
+        empty = np.empty((members, 0))
+        return StatisticsTable(
+            keys, np.concatenate([empty, *(table.values for table in tables)], axis=1)
+        )
+
+    @staticmethod
     def concatenate(tables: Sequence[StatisticsTable]) -> StatisticsTable:
         """Blocks of members, each measured on its own thread, as one table."""
         keys = tables[0].keys
@@ -156,9 +171,10 @@ def _weight_matrices(parameters: NamedTensors) -> dict[tuple[str, str], str]:
 
 
 def _flatten(table: dict[tuple[str, str], dict[str, Tensor]]) -> StatisticsTable:
-    columns = {
-        (*place, statistic): value.cpu().numpy()
-        for place, statistics in table.items()
-        for statistic, value in statistics.items()
-    }
-    return StatisticsTable(list(columns), np.stack(list(columns.values()), axis=1))
+    return StatisticsTable.from_columns(
+        {
+            (*place, statistic): value
+            for place, statistics in table.items()
+            for statistic, value in statistics.items()
+        }
+    )

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 from agents.plasticity.rows import Row
 
+BOUNDED = ("tanh", "hardtanh", "softsign", "sigmoid", "hardsigmoid")
+"""Nonlinearities that saturate on both sides, where half a layer saturated is alarming."""
+
 Place = tuple[int, str, str, str]
 """(member, network, layer, statistic)."""
 
@@ -64,11 +67,48 @@ class Thresholds:
                 f"{self.early_measurements}."
             )
 
-    @classmethod
-    def for_activation(cls, activation: str) -> Thresholds:
+    @staticmethod
+    def for_activation(activation: str) -> Thresholds:
         """The defaults, with saturation judged as fits the nonlinearity."""
-        bounded = activation in ("tanh", "hardtanh", "softsign", "sigmoid", "hardsigmoid")
-        return cls(saturated_fraction=0.5) if bounded else cls()
+        return WarningConfig().thresholds(activation)
+
+
+@dataclass(frozen=True)
+class WarningConfig:
+    """The limits beyond which an early warning is given; None switches one off."""
+
+    warn_dormant_fraction: float | None = Thresholds.dormant_fraction
+    """Share of a layer's units that are dormant."""
+    warn_rank_fraction: float | None = Thresholds.effective_rank
+    """A layer's effective rank as a share of its early value."""
+    warn_saturated_fraction: float | None = 0.5
+    """Share of a layer's entries that are saturated, for bounded activations such as tanh."""
+    warn_inactive_fraction: float | None = Thresholds.saturated_fraction
+    """Share of a layer's entries that are 0, for the ReLU family."""
+    warn_update_ratio: float | None = Thresholds.update_ratio
+    """Change of a hidden layer's weights in one iteration over their norm."""
+    warn_std_below: float | None = Thresholds.policy_std_below
+    """Lowest standard deviation of an action."""
+    warn_std_above: float | None = Thresholds.policy_std_above
+    """Highest standard deviation of an action."""
+    warn_kl: float | None = Thresholds.approximate_kl
+    """Approximate KL divergence of one iteration's policies."""
+
+    def thresholds(self, activation: str) -> Thresholds:
+        """The limits for networks of that nonlinearity."""
+        return Thresholds(
+            dormant_fraction=self.warn_dormant_fraction,
+            effective_rank=self.warn_rank_fraction,
+            saturated_fraction=(
+                self.warn_saturated_fraction
+                if activation in BOUNDED
+                else self.warn_inactive_fraction
+            ),
+            update_ratio=self.warn_update_ratio,
+            policy_std_below=self.warn_std_below,
+            policy_std_above=self.warn_std_above,
+            approximate_kl=self.warn_kl,
+        )
 
 
 class EarlyWarning(NamedTuple):
@@ -80,7 +120,13 @@ class EarlyWarning(NamedTuple):
     layer: str
     statistic: str
     value: float
-    message: str
+    description: str
+    """What crossed and what that means."""
+
+    @property
+    def message(self) -> str:
+        """The same with member and step."""
+        return f"member {self.member}, step {self.step}: {self.description}"
 
 
 @dataclass(frozen=True)
@@ -223,5 +269,4 @@ def _without_dimension(statistic: str) -> str:
 
 def _warning(row: Row, message: str) -> EarlyWarning:
     where = " ".join(part for part in (row.network, row.layer) if part)
-    text = f"member {row.member}, step {row.step}: {where} {row.statistic} {message}"
-    return EarlyWarning(*row, message=text)
+    return EarlyWarning(*row, description=f"{where} {row.statistic} {message}")
