@@ -7,11 +7,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_STRING
+from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.histogram import metadata as histograms
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 FILE_NAME = "events.out.tfevents.0"
@@ -47,17 +52,33 @@ class EventLog:
 
     def text(self, step: int, tag: str, text: str) -> None:
         """A Markdown text at a step."""
-        summary = Summary()
-        summary.value.add(
-            tag=tag,
-            metadata=SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text")),
-            tensor=TensorProto(
-                dtype=DT_STRING,
-                string_val=[text.encode()],
-                tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
-            ),
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        tensor = TensorProto(
+            dtype=DT_STRING, string_val=[text.encode()], tensor_shape=_tensor_shape((1,))
         )
-        self._write(Event(step=step, summary=summary))
+        self._tensors(step, {tag: tensor}, metadata)
+
+    def histograms(self, step: int, values: Mapping[str, NDArray]) -> None:
+        """One histogram [bins, 3] (left edge, right edge, count) per tag at a step."""
+        tensors = {
+            tag: TensorProto(
+                dtype=DT_DOUBLE,
+                tensor_content=np.ascontiguousarray(bins, dtype=np.float64).tobytes(),
+                tensor_shape=_tensor_shape(bins.shape),
+            )
+            for tag, bins in values.items()
+        }
+        self._tensors(step, tensors, histograms.create_summary_metadata(None, None))
+
+    def layout(self, layout: Layout) -> None:
+        """What the Custom Scalars page shows."""
+        tensor = TensorProto(
+            dtype=DT_STRING,
+            string_val=[layout.SerializeToString()],
+            tensor_shape=_tensor_shape(()),
+        )
+        metadata = custom_scalars.create_summary_metadata()
+        self._tensors(0, {custom_scalars.CONFIG_SUMMARY_TAG: tensor}, metadata)
 
     def flush(self, sync: bool = False) -> None:
         """Hand what was written to the system; with `sync`, to the disk."""
@@ -69,6 +90,18 @@ class EventLog:
         """Close the file."""
         self._file.close()
 
+    def _tensors(
+        self, step: int, tensors: Mapping[str, TensorProto], metadata: SummaryMetadata
+    ) -> None:
+        summary = Summary()
+        for tag, tensor in tensors.items():
+            summary.value.add(tag=tag, metadata=metadata, tensor=tensor)
+        self._write(Event(step=step, summary=summary))
+
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
         self._writer.write(event.SerializeToString())
+
+
+def _tensor_shape(shape: tuple[int, ...]) -> TensorShapeProto:
+    return TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in shape])

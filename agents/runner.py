@@ -27,6 +27,7 @@ from agents.checkpoint import (
     save_checkpoint,
 )
 from agents.config import TrainConfig
+from agents.plasticity import Thresholds
 from agents.ppo import IterationReport
 from agents.progress import ProgressDisplay, Standing
 from agents.run_directory import RunDirectory
@@ -91,7 +92,7 @@ class Runner:
         self.config = config
         self.agent = agent
         self.directory = directory
-        self.telemetry = Telemetry(directory, agent.seeds)
+        self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config))
         self._steps_per_second = 0.0
         self._last_checkpoint: str | None = None
 
@@ -112,7 +113,7 @@ class Runner:
             runner.config, runner.agent, runner.directory = config, agent, directory
             agent.load_state_dict(state["agent"])
             runner.telemetry = Telemetry(
-                directory, agent.seeds, state["telemetry"]["positions"]
+                directory, agent.seeds, _thresholds(config), state["telemetry"]["positions"]
             )
             runner.telemetry.load_state_dict(state["telemetry"], agent.steps)
             runner._steps_per_second = 0.0
@@ -171,9 +172,12 @@ class Runner:
             0.9 * self._steps_per_second + 0.1 * rate if self._steps_per_second else rate
         )
         to_log = agent.iteration % self.config.logging.log_every == 0
-        self.telemetry.record(report, agent.steps, agent.healthy, rate, to_log)
+        warnings = self.telemetry.record(report, agent.steps, agent.healthy, rate, to_log)
         for member, cause in report.halted:
             show.say(f"seed {agent.seeds[member]} halted at step {agent.steps:,}: {cause}")
+        for warning in warnings:
+            seed = agent.seeds[warning.member]
+            show.say(f"warning: seed {seed}, step {agent.steps:,}: {warning.description}")
         show.show(self._standing())
 
     def _standing(self) -> Standing:
@@ -218,6 +222,10 @@ class Runner:
     def _next_checkpoint(self) -> int:
         every = self.config.logging.checkpoint_every
         return (self.agent.steps // every + 1) * every
+
+
+def _thresholds(config: TrainConfig) -> Thresholds:
+    return config.warnings.thresholds(config.ppo.activation)
 
 
 @contextlib.contextmanager

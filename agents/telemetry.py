@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.dashboard import HIGHEST, LOWEST, layout, plasticity_tag
 from agents.event_log import EventLog
+from agents.inspection import Inspection
+from agents.plasticity import EarlyWarning, EarlyWarningMonitor, Row, Thresholds
 from agents.ppo import IterationReport
 from agents.records import EPISODES, EVENTS, STATISTICS, RecordTable
 from agents.run_directory import RunDirectory
@@ -39,13 +42,20 @@ class Telemetry:
     Args:
         directory: the run.
         seeds: the members' seeds.
+        thresholds: where early warnings begin.
         positions: where each event file of a continued run was at its checkpoint.
     """
 
     def __init__(
-        self, directory: RunDirectory, seeds: list[int], positions: dict[str, int] | None = None
+        self,
+        directory: RunDirectory,
+        seeds: list[int],
+        thresholds: Thresholds | None = None,
+        positions: dict[str, int] | None = None,
     ) -> None:
         self.seeds = seeds
+        self.monitor = EarlyWarningMonitor(thresholds)
+        self._has_layout = False
         names = [f"seed_{seed}" for seed in seeds]
         positions = positions or {}
         self._logs = {
@@ -56,21 +66,20 @@ class Telemetry:
         self.episodes = RecordTable(directory.records / "episodes", EPISODES)
         self.statistics = RecordTable(directory.records / "statistics", STATISTICS)
         self.events = RecordTable(directory.records / "events", EVENTS)
-        self._recent: list[deque[tuple[float, int]]] = [
-            deque(maxlen=EPISODE_WINDOW) for _ in seeds
-        ]
+        self._recent: list[deque[tuple[float, int]]] = [deque(maxlen=EPISODE_WINDOW) for _ in seeds]
 
     def record(
         self, report: IterationReport, step: int, healthy: NDArray, fps: float, to_log: bool
-    ) -> None:
-        """Take in what one iteration gave.
+    ) -> list[EarlyWarning]:
+        """Take in what one iteration gave; returns the early warnings that it gives cause for.
 
         Args:
             report: the iteration's report.
             step: environment steps of each member at its end.
             healthy: [S] bool.
             fps: environment steps per second, all members together.
-            to_log: whether this iteration goes to TensorBoard.
+            to_log: whether this iteration goes to TensorBoard. Plasticity statistics, which have
+                a cadence of their own, go there in any case.
         """
         members = [episode[0] for episode in report.episodes]
         self.episodes.append(
@@ -90,6 +99,17 @@ class Telemetry:
         if to_log:
             self._record_statistics(report.scalars, step, healthy)
             self._log_scalars(report.scalars, step, healthy, fps)
+        if not self._has_layout:
+            self._logs["population"].layout(
+                layout(report.inspection.table.keys if report.inspection else [])
+            )
+            self._has_layout = True
+        if report.inspection is not None:
+            self._record_inspection(report.inspection, step, np.flatnonzero(healthy))
+        warnings = self.monitor.observe(_watched_rows(report, step, np.flatnonzero(healthy)))
+        for warning in warnings:
+            self.event(warning.member, step, "warning", warning.description)
+        return warnings
 
     def event(self, member: int, step: int, kind: str, message: str) -> None:
         """Note that something happened to a member."""
@@ -101,7 +121,8 @@ class Telemetry:
             "message": message,
         }
         self.events.append({name: [value] for name, value in row.items()})
-        self._member_logs[member].text(step, f"events/{kind}", message)
+        where = f"seed {self.seeds[member]}, step {step:,}"
+        self._member_logs[member].text(step, f"events/{kind}", f"{where}: {message}")
 
     @property
     def mean_returns(self) -> NDArray:
@@ -120,12 +141,16 @@ class Telemetry:
         return {
             "positions": {name: log.position for name, log in self._logs.items()},
             "recent_episodes": [[list(pair) for pair in recent] for recent in self._recent],
+            "monitor": self.monitor.state_dict(),
+            "has_layout": self._has_layout,
         }
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Continue from a state that `state_dict` gave, dropping records beyond its step."""
         for recent, pairs in zip(self._recent, state["recent_episodes"], strict=True):
             recent.extend((float(value), int(length)) for value, length in pairs)
+        self.monitor.load_state_dict(state["monitor"])
+        self._has_layout = state["has_layout"]
         for table in (self.episodes, self.statistics, self.events):
             table.rewind(step)
 
@@ -149,6 +174,28 @@ class Telemetry:
                 "value": np.concatenate([values[members] for values in scalars.values()]),
             }
         )
+
+    def _record_inspection(self, inspection: Inspection, step: int, members: NDArray) -> None:
+        table = inspection.table.of(members)
+        tags = [plasticity_tag(key) for key in table.keys]
+        self.statistics.append(table.columns(step, members))
+        for member, values in zip(members, table.values, strict=True):
+            log = self._member_logs[member]
+            log.scalars(step, _finite(dict(zip(tags, values, strict=True))))
+            log.histograms(step, {k: bins[member] for k, bins in inspection.histograms.items()})
+
+        finite = np.isfinite(table.values)
+        for column in np.flatnonzero(finite.any(0)):
+            values = table.values[finite[:, column], column]
+            tag = tags[column]
+            self._logs["population"].scalars(
+                step,
+                {
+                    tag: values.mean(),
+                    f"{LOWEST}/{tag}": values.min(),
+                    f"{HIGHEST}/{tag}": values.max(),
+                },
+            )
 
     def _log_scalars(
         self, scalars: Mapping[str, NDArray], step: int, healthy: NDArray, fps: float
@@ -177,6 +224,18 @@ class Telemetry:
             }
         summary["population/healthy_members"] = float(healthy.sum())
         self._logs["population"].scalars(step, _finite(summary))
+
+
+def _watched_rows(report: IterationReport, step: int, members: NDArray) -> Iterator[Row]:
+    """PPO's scalars and the statistics of those members, for the monitor to pick from."""
+    for name, values in report.scalars.items():
+        for member in members:
+            # Where `target_kl` skipped minibatches there is nothing to judge; a member whose
+            # figures are not finite for another reason has been halted.
+            if np.isfinite(values[member]):
+                yield Row(int(member), step, "ppo", "", name, float(values[member]))
+    if report.inspection is not None:
+        yield from report.inspection.table.of(members).rows(step, members)
 
 
 def _mean(recent: deque[tuple[float, int]], column: int) -> float:

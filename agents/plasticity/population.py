@@ -34,8 +34,12 @@ class StatisticsTable:
     keys: list[Key]
     values: NDArray[np.float64]
 
+    def of(self, members: Sequence[int] | NDArray) -> StatisticsTable:
+        """The table of these members alone."""
+        return StatisticsTable(self.keys, self.values[members])
+
     def rows(
-        self, step: int | Sequence[int], members: Sequence[int] | None = None
+        self, step: int | Sequence[int], members: Sequence[int] | NDArray | None = None
     ) -> Iterator[Row]:
         """One row per member and statistic; `step` is common or one per member."""
         members = range(len(self.values)) if members is None else members
@@ -45,7 +49,7 @@ class StatisticsTable:
                 yield Row(int(member), int(member_step), *key, float(value))
 
     def columns(
-        self, step: int | Sequence[int], members: Sequence[int] | None = None
+        self, step: int | Sequence[int], members: Sequence[int] | NDArray | None = None
     ) -> dict[str, NDArray[Any]]:
         """The same rows as arrays by column: member, step, network, layer, statistic, value."""
         count = len(self.values)

@@ -1,0 +1,94 @@
+"""The page that TensorBoard shows under Custom Scalars: what to look at first, in order.
+
+Every chart has one curve per arm, the mean over its seeds, with a band from the lowest to the
+highest of them. The curves of single seeds are under the same tags in the Scalars tab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensorboard.plugins.custom_scalar.layout_pb2 import (
+    Category,
+    Chart,
+    Layout,
+    MarginChartContent,
+    MultilineChartContent,
+)
+
+from agents.plasticity.population import Key
+
+LOWEST, HIGHEST = "seeds_min", "seeds_max"
+"""What stands before a population's tag for the lowest and the highest of its seeds."""
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Lost units": ("dormant_fraction", "dead_fraction", "saturated_fraction"),
+    "Ranks of the features": ("effective_rank", "stable_rank", "feature_rank"),
+    "Norms": ("feature_norm", "weight_l2", "update_ratio"),
+    "The optimizer": ("effective_step", "protected_fraction", "scaled_utility_q50"),
+    "Trainability": ("trainability",),
+    "Weights in detail": (
+        "weight_rank",
+        "weight_mean_abs",
+        "weight_max_abs",
+        "distance_from_init",
+        "gradient_l2",
+        "gradient_zero_fraction",
+    ),
+    "Other ranks": ("srank", "approximate_rank"),
+}
+OPEN = 4
+"""Sections that are unfolded when the page opens, the returns among them."""
+
+
+def plasticity_tag(key: Key) -> str:
+    """The tag of a statistic: `plasticity/NETWORK/LAYER/STATISTIC`, or `train/…` of PPO's own."""
+    network, layer, statistic = key
+    return f"train/{statistic}" if network == "ppo" else f"plasticity/{network}/{layer}/{statistic}"
+
+
+def layout(keys: Sequence[Key]) -> Layout:
+    """The page for the statistics that are measured: returns, then one section per question.
+
+    The networks stand side by side: actor and critic alternate, layer by layer.
+
+    Args:
+        keys: (network, layer, statistic) of each.
+    """
+    sections = [Category(title="Returns and policy", chart=_first_charts())]
+    for title, statistics in SECTIONS.items():
+        charts = [
+            _margin(f"{statistic} · {network} {layer}", plasticity_tag((network, layer, statistic)))
+            for statistic in statistics
+            for layer, network in sorted(
+                (layer, network)
+                for network, layer, name in keys
+                if name == statistic and (layer != "all" or statistic == "trainability")
+            )
+        ]
+        if charts:
+            sections.append(Category(title=title, chart=charts, closed=len(sections) >= OPEN))
+    return Layout(category=sections)
+
+
+def _first_charts() -> list[Chart]:
+    returns = MarginChartContent.Series(
+        value="rollout/ep_rew_mean", lower="rollout/ep_rew_min", upper="rollout/ep_rew_max"
+    )
+    return [
+        Chart(
+            title="return · mean and range over seeds", margin=MarginChartContent(series=[returns])
+        ),
+        _lines("return · every seed", "rollout/ep_rew_mean"),
+        _lines("policy std", "train/std"),
+        _lines("approximate KL of an iteration", "train/approx_kl"),
+    ]
+
+
+def _margin(title: str, tag: str) -> Chart:
+    series = MarginChartContent.Series(value=tag, lower=f"{LOWEST}/{tag}", upper=f"{HIGHEST}/{tag}")
+    return Chart(title=title, margin=MarginChartContent(series=[series]))
+
+
+def _lines(title: str, tag: str) -> Chart:
+    return Chart(title=title, multiline=MultilineChartContent(tag=[f"{tag}$"]))
