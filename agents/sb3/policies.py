@@ -11,7 +11,6 @@ from stable_baselines3.common.policies import (
     ActorCriticPolicy,
     MultiInputActorCriticPolicy,
 )
-from torch.optim import Optimizer
 
 from agents.optimizers import AdaptiveUPGD
 
@@ -31,13 +30,9 @@ class UPGDPolicy(ActorCriticPolicy):
             …) uses it.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        optimizer_class: type[Optimizer] = AdaptiveUPGD,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, optimizer_class=optimizer_class, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("optimizer_class", AdaptiveUPGD)
+        super().__init__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_OTHER_ALGORITHMS:

@@ -228,6 +228,6 @@ def _unknown_task(task: str, num_envs: int) -> str:
     if task not in gymnasium.registry and near:
         return f"BatchedMujocoVecEnv knows no {task!r}; perhaps you meant {near[0]!r}."
     return (
-        f"BatchedMujocoVecEnv knows Gymnasium's MuJoCo tasks ({', '.join(TASKS)}) and not {task!r}; "
+        f"BatchedMujocoVecEnv knows the MuJoCo tasks ({', '.join(TASKS)}) and not {task!r}; "
         f"use make_vec_env({task!r}, n_envs={num_envs}) instead."
     )

@@ -1,0 +1,197 @@
+"""All per-layer statistics of a Stable-Baselines3 policy and of its optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from agents.plasticity import (
+    Measurement,
+    adam_direction,
+    effective_step,
+    gradient_l2,
+    gradient_zero_fraction,
+    measure,
+    scaled_utility_statistics,
+    utility_statistics,
+    weight_statistics,
+)
+
+NETWORKS = {
+    "mlp_extractor.policy_net": "actor",
+    "action_net": "actor",
+    "mlp_extractor.value_net": "critic",
+    "value_net": "critic",
+}
+"""Parts of an actor-critic policy, by the network that they belong to."""
+
+NamedTensors = Mapping[str, Tensor]
+
+
+def policy_statistics(
+    policy: nn.Module,
+    inputs: Any,
+    forward: Callable[[Any], None],
+    initial: NamedTensors,
+    previous: NamedTensors,
+    gradients: NamedTensors,
+) -> list[Measurement]:
+    """Statistics of every layer that runs, and of whole networks as layer "all".
+
+    Networks are named after the parts of the policy, but those of an actor-critic policy, which
+    are "actor" and "critic".
+
+    Args:
+        policy: any Stable-Baselines3 policy.
+        inputs: what `forward` takes, as arrays; see `agents.plasticity.measure`.
+        forward: runs the policy's networks.
+        initial: parameters at initialisation, by name.
+        previous: parameters before the last iteration.
+        gradients: those of the last minibatch, as the optimizer got them.
+
+    Raises:
+        ValueError: if the policy has no hidden layer; the message says what to do.
+    """
+    paths: list[str] = []
+    try:
+        with _order_of_layers(policy, paths):
+            measured = measure(policy, inputs, forward=forward, initial=initial, previous=previous)
+    except ValueError as error:
+        raise ValueError(
+            f"PlasticityCallback cannot measure this policy: {error} Where there is none on "
+            "purpose, leave the callback out; else give policy_kwargs=dict(net_arch=[64, 64])."
+        ) from error
+    by_place: dict[tuple[str, str], list[Measurement]] = {}
+    for row in measured:
+        place = (NETWORKS.get(row.network, row.network), row.layer)
+        by_place.setdefault(place, []).append(row._replace(network=place[0]))
+
+    # `measure` reports layers in the order in which they first run, so they pair with the paths.
+    layers = dict(zip(by_place, paths, strict=True))
+    sources = _Sources(policy, initial, previous, gradients)
+    rows = []
+    for place, path in layers.items():
+        rows += by_place[place]
+        rows += _rows(*place, sources.of_layer(f"{path}.weight"))
+    for network in dict.fromkeys(network for network, _ in layers):
+        members = [path for (owner, _), path in layers.items() if owner == network]
+        if len(members) > 1:
+            extra = ["log_std"] if network == "actor" else []
+            rows += _rows(network, "all", sources.of_network(members, extra))
+    return rows
+
+
+@contextmanager
+def _order_of_layers(policy: nn.Module, paths: list[str]) -> Iterator[None]:
+    """Append the paths of linear and convolutional layers in the order in which they first run."""
+
+    def note(path: str) -> None:
+        if path not in paths:
+            paths.append(path)
+
+    handles = [
+        part.register_forward_hook(lambda *_, path=path: note(path))
+        for path, part in policy.named_modules()
+        if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Sources:
+    """What is known of every parameter, by name."""
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        initial: NamedTensors,
+        previous: NamedTensors,
+        gradients: NamedTensors,
+    ) -> None:
+        self.parameters = {name: p.detach() for name, p in policy.named_parameters()}
+        self.initial, self.previous, self.gradients = initial, previous, gradients
+        names = {p: name for name, p in policy.named_parameters()}
+        self.utilities: dict[str, Tensor] = {}
+        self.scaled_utilities: dict[str, Tensor] = {}
+        self.directions: dict[str, Tensor] = {}
+        for optimizer in optimizers_of(policy):
+            if hasattr(optimizer, "utilities"):
+                for p, scaled in optimizer.utilities().items():
+                    self.scaled_utilities[names[p]] = scaled
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    self._read_state(names[p], optimizer.state.get(p, {}), group)
+
+    def of_layer(self, name: str) -> dict[str, Tensor]:
+        """Statistics of one weight matrix beyond those that `measure` gives."""
+        results = self._optimizer_statistics([name])
+        if name in self.gradients:
+            gradient = self.gradients[name][None]
+            results |= {
+                "gradient_l2": gradient_l2(gradient),
+                "gradient_zero_fraction": gradient_zero_fraction(gradient),
+            }
+        return results
+
+    def of_network(self, paths: list[str], further: list[str]) -> dict[str, Tensor]:
+        """Statistics of all parameters of some layers, and of further parameters, together."""
+        candidates = [f"{path}.{kind}" for path in paths for kind in ("weight", "bias")]
+        names = [name for name in [*candidates, *further] if name in self.parameters]
+        known = [self._listed(self.gradients, names)] if set(names) <= set(self.gradients) else []
+        return weight_statistics(
+            self._listed(self.parameters, names),
+            self._listed(self.initial, names),
+            self._listed(self.previous, names),
+            *known,
+        ) | self._optimizer_statistics(names)
+
+    def _read_state(self, name: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+        step = state.get("step", 0)
+        if not step:
+            return
+        if "utility" in state:
+            self.utilities[name] = state["utility"] / (1 - group["beta_utility"] ** int(step))
+        if "exp_avg" in state and "exp_avg_sq" in state:
+            self.directions[name] = adam_direction(
+                state["exp_avg"], state["exp_avg_sq"], step, group["betas"], group["eps"]
+            )
+
+    def _optimizer_statistics(self, names: list[str]) -> dict[str, Tensor]:
+        results: dict[str, Tensor] = {}
+        if set(names) <= set(self.utilities):
+            results |= utility_statistics(self._listed(self.utilities, names))
+        if set(names) <= set(self.scaled_utilities):
+            results |= scaled_utility_statistics(self._listed(self.scaled_utilities, names))
+        if set(names) <= set(self.directions):
+            results["effective_step"] = effective_step(self._listed(self.directions, names))
+        return results
+
+    @staticmethod
+    def _listed(source: NamedTensors, names: list[str]) -> list[Tensor]:
+        return [source[name][None] for name in names]
+
+
+def optimizers_of(policy: nn.Module) -> list[Optimizer]:
+    """The optimizers that a policy and its parts hold."""
+    found = [getattr(part, "optimizer", None) for part in policy.modules()]
+    return [optimizer for optimizer in found if isinstance(optimizer, Optimizer)]
+
+
+def copy_of_parameters(policy: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name, as they are now."""
+    return {name: p.detach().clone() for name, p in policy.named_parameters()}
+
+
+def _rows(network: str, layer: str, statistics: Mapping[str, Tensor]) -> list[Measurement]:
+    return [
+        Measurement(network, layer, statistic, float(torch.as_tensor(value)))
+        for statistic, value in statistics.items()
+    ]
