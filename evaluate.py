@@ -37,12 +37,15 @@ class Compare:
 def compare(arguments: Compare) -> None:
     """Write the report and print its verdicts."""
     from analysis.readers import read_arms
-    from analysis.report import PAGE, check_destination, write_report
+
+    arms = read_arms(list(arguments.arms), arguments.env)
+
+    # Plotting takes seconds to import: not before the arms are known to be readable.
+    from analysis.report import PAGE, write_report
     from analysis.verdict import suite_verdict, verdict
 
-    check_destination(arguments.out, arguments.overwrite)
     study = write_report(
-        read_arms(list(arguments.arms), arguments.env),
+        arms,
         arguments.out,
         arguments.steps,
         arguments.aggregate,

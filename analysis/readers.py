@@ -58,6 +58,6 @@ def read_arms(texts: list[str], environment: str | None = None) -> list[Arm]:
 
 def _no_folder(path: Path) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
+    near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.75)
     hint = f" Did you mean {path.parent / near[0]}?" if near else ""
     return f"There is no folder {path}.{hint}"

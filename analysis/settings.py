@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 from analysis.arm import Arm
 
-OPTIMIZER_PREFIXES = ("opt", "optimizer")
-"""`opt`, `opt_kwargs`, `optimizer_…`: what arms are meant to differ in."""
+IGNORED_PREFIXES = ("opt", "optimizer", "warn")
+"""`opt`, `opt_kwargs`, `optimizer_…`: what arms are meant to differ in; `warn_…`: when to warn."""
 BOOKKEEPING = frozenset(
     [
         *("seed", "seeds", "out", "device", "threads", "log_every", "print_every"),
-        *("checkpoint_every", "keep_checkpoints", "statistics_every", "probe_every"),
+        *("checkpoint_every", "keep_checkpoints"),
+        *("statistics_every", "histograms_every", "probe_every"),
         # CleanRL's
         *("exp_name", "torch_deterministic", "cuda", "track", "wandb_project_name"),
         *("wandb_entity", "capture_video", "save_model", "upload_model", "hf_entity"),
@@ -37,7 +38,7 @@ def setting_differences(first: Arm, second: Arm) -> tuple[str, ...]:
 def _matters(name: str, annealed: bool) -> bool:
     if name == "steps":  # without annealing a longer run begins like a shorter one
         return annealed
-    return name not in BOOKKEEPING and name.split("_")[0] not in OPTIMIZER_PREFIXES
+    return name not in BOOKKEEPING and name.split("_")[0] not in IGNORED_PREFIXES
 
 
 def version_differences(first: Arm, second: Arm) -> Iterator[str]:

@@ -100,7 +100,7 @@ def test_arms_that_differ_in_more_than_the_optimizer_are_flagged_by_name():
 
 def test_bookkeeping_and_the_optimizers_own_settings_are_no_difference():
     settings = {"env": "Ant-v4", "opt": "upgd", "opt_kwargs": {"sigma": 1}, "epochs": 10}
-    settings |= {"seeds": 30, "threads": 4, "steps": 7}
+    settings |= {"seeds": 30, "threads": 4, "steps": 7, "warn_kl": 9}
     result = only([arm("adam", [5] * 4), arm("upgd", [9] * 4, settings=settings)])
     assert "more than the optimizer" not in minded(result)
     annealed = only(
