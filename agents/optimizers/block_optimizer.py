@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.optimizers.blocks import SMALL, Bucket, Group, Tile, works_in_place
+from agents.optimizers.blocks import SMALL, TILE, Bucket, Group, Tile, works_in_place
 from agents.optimizers.noise import NOISES, Generators, NoiseFunction, NoiseSource
 
 
@@ -200,8 +200,14 @@ class BlockOptimizer(torch.optim.Optimizer):
             return
         self._check_generators()
         self._buckets = self._make_buckets(active)
+        # Rows of all buckets are cut alike, so that a member's tiles can be found together.
+        rows_per_tile = max(1, TILE // max(1, sum(bucket.columns for bucket in self._buckets)))
         for bucket in self._buckets:
-            self._move_traces(bucket)
+            traces = self._move_traces(bucket)
+            one = self.generator
+            generators = one if isinstance(one, Sequence) else [one] * bucket.rows
+            splits_rows = self._splits_rows(bucket.group)
+            bucket.make_tiles(traces, generators, rows_per_tile, splits_rows)
         self._placed = [(p, {name: self.state[p][name] for name in self.traces}) for _, p in active]
 
     def _make_buckets(self, active: list[tuple[Group, Tensor]]) -> list[Bucket]:
@@ -217,17 +223,15 @@ class BlockOptimizer(torch.optim.Optimizer):
             for group, params in together.values()
         ]
 
-    def _move_traces(self, bucket: Bucket) -> None:
-        """Move the traces of a bucket's parameters into its rows."""
+    def _move_traces(self, bucket: Bucket) -> dict[str, Tensor]:
+        """Move the traces of a bucket's parameters into rows: name → [rows, columns]."""
         traces = {name: bucket.zeros(bucket.rows, bucket.columns) for name in self.traces}
         for name, rows in traces.items():
             for p, view in zip(bucket.params, bucket.views(rows), strict=True):
                 if name in self.state[p]:
                     view.copy_(self.state[p][name])
                 self.state[p][name] = view
-        one = self.generator
-        generators = one if isinstance(one, Sequence) else [one] * bucket.rows
-        bucket.make_tiles(traces, generators, self._splits_rows(bucket.group))
+        return traces
 
     # ── Checks ──────────────────────────────────────────────────────────────────────────────────
 

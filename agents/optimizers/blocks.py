@@ -94,6 +94,7 @@ class Bucket:
         self,
         traces: dict[str, Tensor],
         generators: Sequence[torch.Generator | None],
+        rows_per_tile: int,
         splits_rows: bool,
     ) -> None:
         """Cut the rows into tiles.
@@ -101,13 +102,12 @@ class Bucket:
         Args:
             traces: name → [rows, columns].
             generators: one per row.
+            rows_per_tile: at most.
             splits_rows: a row may be cut in several tiles.
         """
-        self._row_tile, self._column_tile = self.rows, self.columns
-        if self.params[0].device.type == "cpu":
-            self._row_tile = min(self.rows, max(1, TILE // self.columns))
-            if splits_rows:
-                self._column_tile = min(TILE, self.columns)
+        self._row_tile, self._column_tile = min(self.rows, rows_per_tile), self.columns
+        if splits_rows and self.params[0].device.type == "cpu":
+            self._column_tile = min(TILE, self.columns)
         scratch = [self.zeros(self._row_tile, self._column_tile) for _ in range(3)]
         self.tiles = []
         for row in range(0, self.rows, self._row_tile):
