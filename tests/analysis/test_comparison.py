@@ -7,8 +7,9 @@ import pytest
 
 from analysis.arm import Arm, Episodes, InputError, Member
 from analysis.comparison import EnvironmentResult, compare
+from analysis.intervals import probability_of_improvement
 from analysis.notices import notices
-from analysis.verdict import suite_verdict, verdict
+from analysis.verdict import is_supported, suite_verdict, verdict
 
 STEPS = 100_000
 
@@ -78,6 +79,17 @@ def test_three_seeds_are_too_few_whatever_they_show():
     text = said(only([arm("adam", [5, 6, 7]), arm("upgd", [98, 99, 100])]))
     assert "3 and 3 seeds are too few to tell, whatever they show" in text
     assert "higher returns than" not in text
+
+
+def test_equal_arms_are_told_apart_less_often_than_the_interval_alone_would():
+    random = np.random.default_rng(1)
+    found = [
+        probability_of_improvement([(random.normal(size=5), random.normal(size=5))])
+        for _ in range(100)
+    ]
+    stated = sum(is_supported(one) for one in found)
+    assert stated <= 8
+    assert stated < sum(one.probability.excludes(0.5) for one in found)
 
 
 def test_one_seed_says_nothing_of_the_spread():
