@@ -14,8 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import tyro
 
-from agents.config import TrainConfig, load_preset
+from agents.config import TrainConfig
 from agents.population import Population
+from agents.presets import load_preset
 from agents.run_directory import RunDirectory
 from agents.runner import Outcome, Runner
 

@@ -3,92 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
-from tyro.constructors import PrimitiveConstructorSpec
-
+from agents.flags import Count, Keywords
 from agents.inspection import PlasticityConfig
 from agents.plasticity.warnings import WarningConfig
-from agents.ppo import PPOConfig
-
-
-def parse_count(text: str) -> int:
-    """A whole number, also in the form 20e6.
-
-    Raises:
-        ValueError: if the text is no whole number.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-    if not math.isfinite(value) or value != int(value):
-        raise ValueError(f"{text} is not a whole number")
-    return int(value)
-
-
-def parse_value(text: str) -> Any:
-    """The value of a free keyword: a bool, None, an int, a float, a list of these, or a string."""
-    named = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    if "," in text:
-        return [parse_value(part.strip()) for part in text.strip("()[]").split(",") if part.strip()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def parse_keywords(pairs: list[str]) -> dict[str, Any]:
-    """["sigma=1e-3", …] → {"sigma": 1e-3, …}; dashes in a key count as underscores.
-
-    Raises:
-        ValueError: if one is not of the form KEY=VALUE.
-    """
-    keywords = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise ValueError(f"{pair!r} is not of the form KEY=VALUE")
-        keywords[key.replace("-", "_")] = parse_value(value)
-    return keywords
-
-
-def _format_value(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-Count = Annotated[
-    int,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="COUNT",
-        instance_from_str=lambda words: parse_count(words[0]),
-        is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
-Keywords = Annotated[
-    dict[str, Any],
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="KEY=VALUE",
-        instance_from_str=parse_keywords,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [f"{k}={_format_value(v)}" for k, v in value.items()],
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -127,6 +50,49 @@ class EnvironmentConfig:
     """Normalise observations by their running mean and variance, clipped to ±10."""
     normalize_rewards: bool = True
     """Divide rewards by the running std of the discounted return, clipped to ±10."""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """How a member learns. The defaults are the published protocol's."""
+
+    rollout_steps: int = 2048
+    """Environment steps between two updates, in each of a seed's environments."""
+    minibatches: int = 32
+    """Minibatches per epoch; must divide rollout-steps × envs-per-seed."""
+    epochs: int = 10
+    """Passes over each rollout; more of them bring collapse sooner."""
+    learning_rate: float = 3e-4
+    """Step size of the optimizer, at the start when it is annealed."""
+    anneal: bool = True
+    """Decrease the learning rate linearly to 0 over the run."""
+    gamma: float = 0.99
+    """Discount γ, per step."""
+    gae_lambda: float = 0.95
+    """λ of the generalised advantage estimate."""
+    clip_coef: float = 0.2
+    """ε of the clipped surrogate objective."""
+    clip_value_loss: bool = True
+    """Clip the value loss with the same ε."""
+    value_coef: float = 0.5
+    """Weight of the value loss (which already carries ½)."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 0.5
+    """Global norm to which each seed's gradient is clipped; 0 turns clipping off."""
+    normalize_advantages: bool = True
+    """Normalise advantages in each minibatch."""
+    target_kl: float | None = None
+    """Stop a seed's update once a minibatch's approximate KL exceeds this."""
+    bootstrap_time_limits: bool = False
+    """Bootstrap from the value of the last observation where a time limit ends an episode;
+    off, a truncation counts as a termination, as published."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of the hidden layers of actor and critic."""
+    activation: Literal["tanh", "relu", "leaky_relu", "elu", "silu"] = "tanh"
+    """Nonlinearity of the hidden layers."""
+    layer_norm: bool = False
+    """Normalise the pre-activations of the hidden layers."""
 
 
 @dataclass(frozen=True)
@@ -210,112 +176,6 @@ class TrainConfig:
                 settings, **{k: v for k, v in changes.items() if k in names}
             )
         return TrainConfig(**groups)
-
-
-def load_preset(path: Path, base: TrainConfig) -> TrainConfig:
-    """The settings of a YAML preset over those of `base`.
-
-    Raises:
-        ValueError: naming the file, the line and the key of what is wrong.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ValueError(f"Cannot read the preset {path}: {reason}.") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ValueError(f"{where}: not valid YAML: {problem}.") from None
-    if root is None:
-        return base
-    if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{path}, line 1: a preset is a mapping of settings, such as 'epochs: 20'.")
-
-    annotations = _setting_types()
-    changes: dict[str, Any] = {}
-    for key_node, value_node in root.value:
-        where = f"{path}, line {key_node.start_mark.line + 1}"
-        key = str(key_node.value).replace("-", "_")
-        if key not in annotations:
-            near = difflib.get_close_matches(key, annotations, n=3)
-            hint = f"perhaps you meant {' or '.join(near)}" if near else "see train.py --help"
-            raise ValueError(f"{where}: there is no setting {key!r}; {hint}.")
-        if key in changes:
-            raise ValueError(f"{where}: {key!r} is set twice.")
-        try:
-            changes[key] = _coerce(_plain(value_node), annotations[key])
-        except ValueError as error:
-            raise ValueError(f"{where}: {key}: {error}.") from None
-    return base.with_flat(changes)
-
-
-def _setting_types() -> dict[str, Any]:
-    groups = typing.get_type_hints(TrainConfig).values()
-    return {
-        name: annotation
-        for group in groups
-        for name, annotation in typing.get_type_hints(group).items()
-    }
-
-
-def _plain(node: yaml.Node) -> Any:
-    """A YAML node as strings, lists and dicts: types come from the settings, not from YAML."""
-    if isinstance(node, yaml.ScalarNode):
-        return node.value
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item) for item in node.value]
-    return {key.value: _plain(value) for key, value in node.value}
-
-
-def _coerce(value: Any, annotation: Any) -> Any:
-    """A plain YAML value as the type of its setting.
-
-    Raises:
-        ValueError: a half-sentence saying what was expected and what was found.
-    """
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        if value in ("null", "None", "none", "~", ""):
-            return None
-        return _coerce(value, next(kind for kind in arguments if kind is not type(None)))
-    if annotation is dict or origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"expected a mapping of keywords, found {value!r}")
-        return {key.replace("-", "_"): _free_value(item) for key, item in value.items()}
-    if origin is tuple:
-        items = value if isinstance(value, list) else str(value).split()
-        return tuple(_coerce(item, arguments[0]) for item in items)
-    if isinstance(value, list | dict):
-        raise ValueError(f"expected a single value, found {value!r}")
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"expected one of {', '.join(arguments)}, found {value!r}")
-        return value
-    if annotation is bool:
-        named = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
-        if value.lower() not in named:
-            raise ValueError(f"expected true or false, found {value!r}")
-        return named[value.lower()]
-    if annotation is int:
-        return parse_count(value)
-    if annotation is float:
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"expected a number, found {value!r}") from None
-    return annotation(value)
-
-
-def _free_value(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_free_value(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _free_value(item) for key, item in value.items()}
-    return parse_value(value)
 
 
 # setting → (lowest value, whether it is itself allowed, highest value that is allowed)

@@ -8,6 +8,7 @@ and a tenth when there is one member. The tests hold it to autograd.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -296,11 +297,9 @@ class ActorCritic:
                 view[member].copy_(weight)
 
 
-def _mlp_shapes(
-    name: str, sizes: tuple[int, ...], layer_norm: bool
-) -> dict[str, tuple[int, ...]]:
+def _mlp_shapes(name: str, sizes: tuple[int, ...], layer_norm: bool) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         hidden = i < len(sizes) - 2
         layer = f"{name}.layer_{i + 1}" if hidden else f"{name}.output"
         shapes[f"{layer}.weight"] = (outputs, inputs)

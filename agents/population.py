@@ -6,7 +6,7 @@ threads changes nothing but the time it takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,8 +18,9 @@ from agents.config import TrainConfig
 from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
 from agents.optimizers.population import PopulationOptimizer
-from agents.ppo import PPO, IterationReport
+from agents.ppo import PPO
 from agents.random_streams import RandomStreams, environment_seeds
+from agents.report import IterationReport
 from envs.normalization import NormalizeObservation, NormalizeReward
 
 
@@ -108,8 +109,8 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         env = NormalizeReward(env, num_members=len(seeds), gamma=config.ppo.gamma)
     networks = ActorCritic(
         seeds,
-        env.single_observation_space.shape[0],
-        env.single_action_space.shape[0],
+        math.prod(env.single_observation_space.shape or ()),
+        math.prod(env.single_action_space.shape or ()),
         config.ppo.hidden_sizes,
         config.ppo.activation,
         config.ppo.layer_norm,
@@ -143,9 +144,9 @@ def _merge_reports(reports: list[IterationReport], offsets: list[int]) -> Iterat
             for name in reports[0].scalars
         },
         episodes=[
-            (member + offset, *rest)
+            episode._replace(member=episode.member + offset)
             for report, offset in zip(reports, offsets, strict=True)
-            for member, *rest in report.episodes
+            for episode in report.episodes
         ],
         halted=[
             (member + offset, cause)
@@ -175,11 +176,8 @@ def _join(trees: list[Any]) -> Any:
 
 def _part(tree: Any, start: int, end: int, num_members: int) -> Any:
     """The state of members start … end − 1, from that of all `num_members`."""
-    take: Callable[[Any], Any] = lambda rows: rows[  # noqa: E731
-        start * len(rows) // num_members : end * len(rows) // num_members
-    ]
     if isinstance(tree, dict):
         return {key: _part(value, start, end, num_members) for key, value in tree.items()}
     if isinstance(tree, torch.Tensor | np.ndarray | list):
-        return take(tree)
+        return tree[start * len(tree) // num_members : end * len(tree) // num_members]
     return tree

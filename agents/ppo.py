@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,89 +19,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.config import PPOConfig
+from agents.health import find_sick_members
 from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
 from agents.optimizers.population import PopulationOptimizer
+from agents.ppo_gradient import (
+    MINIBATCH_STATISTICS,
+    clip_gradient,
+    compute_gradient,
+    gaussian_log_probs,
+)
 from agents.random_streams import RandomStreams
+from agents.report import Episode, IterationReport
 from agents.rollout import Rollout, generalized_advantages
+from envs import saving
 
-LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 INFERENCE_CHUNK = 512
 """Samples of a member that are evaluated at once: activations of this many stay in cache."""
 
-MINIBATCH_STATISTICS = (
-    "policy_loss",
-    "value_loss",
-    "entropy",
-    "approx_kl",
-    "gradient_norm",
-    "clip_fraction",
-    "max_ratio",
-)
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """How a member learns. The defaults are the published protocol's."""
-
-    rollout_steps: int = 2048
-    """Environment steps between two updates, in each of a seed's environments."""
-    minibatches: int = 32
-    """Minibatches per epoch; must divide rollout-steps × envs-per-seed."""
-    epochs: int = 10
-    """Passes over each rollout; more of them bring collapse sooner."""
-    learning_rate: float = 3e-4
-    """Step size of the optimizer, at the start when it is annealed."""
-    anneal: bool = True
-    """Decrease the learning rate linearly to 0 over the run."""
-    gamma: float = 0.99
-    """Discount γ, per step."""
-    gae_lambda: float = 0.95
-    """λ of the generalised advantage estimate."""
-    clip_coef: float = 0.2
-    """ε of the clipped surrogate objective."""
-    clip_value_loss: bool = True
-    """Clip the value loss with the same ε."""
-    value_coef: float = 0.5
-    """Weight of the value loss (which already carries ½)."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    max_grad_norm: float = 0.5
-    """Global norm to which each seed's gradient is clipped; 0 turns clipping off."""
-    normalize_advantages: bool = True
-    """Normalise advantages in each minibatch."""
-    target_kl: float | None = None
-    """Stop a seed's update once a minibatch's approximate KL exceeds this."""
-    bootstrap_time_limits: bool = False
-    """Bootstrap from the value of the last observation where a time limit ends an episode;
-    off, a truncation counts as a termination, as published."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    """Units of the hidden layers of actor and critic."""
-    activation: Literal["tanh", "relu", "leaky_relu", "elu", "silu"] = "tanh"
-    """Nonlinearity of the hidden layers."""
-    layer_norm: bool = False
-    """Normalise the pre-activations of the hidden layers."""
-
-
-@dataclass
-class IterationReport:
-    """What one iteration of S members gave.
-
-    Attributes:
-        scalars: name → [S], the means over the iteration's minibatches and other per-member
-            figures.
-        episodes: finished episodes in order of steps: (member, step at which it ended, return,
-            length, whether it terminated rather than ran into a time limit).
-        halted: (member, cause) of members that became non-finite in this iteration.
-        seconds: time spent by phase.
-        inspection: plasticity statistics, if they were due.
-    """
-
-    scalars: dict[str, NDArray]
-    episodes: list[tuple[int, int, float, int, bool]] = field(default_factory=list)
-    halted: list[tuple[int, str]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    inspection: Inspection | None = None
+APPROX_KL = MINIBATCH_STATISTICS.index("approx_kl")
+GRADIENT_NORM = MINIBATCH_STATISTICS.index("gradient_norm")
+MAX_RATIO = MINIBATCH_STATISTICS.index("max_ratio")
 
 
 class PPO:
@@ -161,17 +99,17 @@ class PPO:
             action_space.shape[0],
             np.float64 if data.dtype == torch.float64 else np.float32,
         )
-        self._episodes: list[tuple[int, int, float, int, bool]] = []
-        self._sick: dict[int, str] = {}
+        self._episodes: list[Episode] = []
+        self._simulator_errors: dict[int, str] = {}
         self.environment_seeds = list(environment_seeds)
-        observations, _ = env.reset(seed=self.environment_seeds)
+        observations, _ = env.reset(seed=self.environment_seeds)  # type: ignore[arg-type]
         self.rollout.next_observations[:] = self._by_member(observations)
         self.rollout.next_dones[:] = 1.0
 
     def advance(self) -> IterationReport:
         """One iteration: anneal, collect a rollout, estimate advantages, update."""
         self.seconds.clear()
-        self._episodes, self._sick = [], {}
+        self._episodes, self._simulator_errors = [], {}
         self.previous_parameters.copy_(self.networks.parameters.data)
         learning_rate = self.learning_rate
         self.optimizer.set_learning_rate(learning_rate)
@@ -185,8 +123,8 @@ class PPO:
             inspection = self.inspect()
         return IterationReport(
             scalars={
-                **{name: log[..., i].mean(0) for i, name in enumerate(MINIBATCH_STATISTICS)},
-                "max_ratio": np.fmax.reduce(log[..., MINIBATCH_STATISTICS.index("max_ratio")]),
+                **dict(zip(MINIBATCH_STATISTICS, _minibatch_means(log), strict=True)),
+                "max_ratio": np.fmax.reduce(log[..., MAX_RATIO]),
                 "explained_variance": explained_variance(
                     self.rollout.values.reshape(self.num_members, -1),
                     returns.reshape(self.num_members, -1),
@@ -320,85 +258,23 @@ class PPO:
                     for name, values in shuffled.items()
                 }
                 with self._timed("gradient"):
-                    statistics = self._compute_gradient(minibatch)
+                    statistics = compute_gradient(self.networks, minibatch, config)
+                    self.gradient_norms = statistics[:, GRADIENT_NORM].clone()
                 if config.target_kl is not None:
-                    active &= ~(statistics[:, 3] > config.target_kl).cpu().numpy()
+                    active &= ~(statistics[:, APPROX_KL] > config.target_kl).cpu().numpy()
                     statistics[torch.from_numpy(~active)] = math.nan
                     if not active.any():
                         break
                 log.append(statistics)
                 with self._timed("optimizer"):
-                    self._clip_gradient()
+                    if config.max_grad_norm > 0:
+                        clip_gradient(self.networks, self.gradient_norms, config.max_grad_norm)
                     self.optimizer.step(None if active.all() else active)
             if not active.any():
                 break
         if not log:
             log.append(torch.full((self.num_members, len(MINIBATCH_STATISTICS)), math.nan))
         return torch.stack(log).cpu().numpy().astype(np.float64)
-
-    def _compute_gradient(self, minibatch: dict[str, Tensor]) -> Tensor:
-        """Write the gradient of each member's PPO loss; return statistics [S, …] of the minibatch.
-
-        The loss is that of Schulman et al. (2017), eq. 9, with the clipped value loss of the
-        published implementation; its derivatives are written out.
-        """
-        config, networks = self.config, self.networks
-        size = minibatch["values"].shape[1]
-        clip = config.clip_coef
-
-        means = networks.actor.forward(minibatch["observations"])
-        values = networks.critic.forward(minibatch["observations"]).squeeze(-1)
-        log_std = networks.log_std.unsqueeze(1)
-        inverse_std = torch.exp(-log_std)
-        z = (minibatch["actions"] - means) * inverse_std
-        log_probs = _gaussian_log_probs(z, log_std)
-        log_ratios = log_probs - minibatch["log_probs"]
-        ratios = log_ratios.exp()
-
-        mb_advantages = minibatch["advantages"]
-        if config.normalize_advantages and size > 1:
-            centred = mb_advantages - mb_advantages.mean(1, keepdim=True)
-            std = (centred.square().sum(1, keepdim=True) / (size - 1)).sqrt()
-            mb_advantages = centred / (std + 1e-8)
-
-        policy_loss = -mb_advantages * ratios
-        clipped_policy_loss = -mb_advantages * ratios.clamp(1 - clip, 1 + clip)
-        unclipped = policy_loss >= clipped_policy_loss
-        log_prob_gradient = (policy_loss * unclipped / size).unsqueeze(-1)
-
-        value_errors = values - minibatch["returns"]
-        value_losses = value_errors.square()
-        value_gradient = value_errors * (config.value_coef / size)
-        if config.clip_value_loss:
-            change = (values - minibatch["values"]).clamp(-clip, clip)
-            clipped_losses = (minibatch["values"] + change - minibatch["returns"]).square()
-            value_gradient = value_gradient * (value_losses >= clipped_losses)
-            value_losses = torch.maximum(value_losses, clipped_losses)
-
-        networks.actor.backward(log_prob_gradient * z * inverse_std)
-        networks.critic.backward(value_gradient.unsqueeze(-1))
-        log_std_gradient = (log_prob_gradient * (z * z - 1)).sum(1) - config.entropy_coef
-        networks.parameters.gradient_views["actor.log_std"].copy_(log_std_gradient)
-
-        self.gradient_norms = torch.linalg.vector_norm(networks.parameters.gradient, dim=1)
-        return torch.stack(
-            [
-                torch.maximum(policy_loss, clipped_policy_loss).mean(1),
-                0.5 * value_losses.mean(1),
-                (networks.log_std + (0.5 + LOG_SQRT_2PI)).sum(1),
-                ((ratios - 1) - log_ratios).mean(1),
-                self.gradient_norms,
-                ((ratios - 1).abs() > clip).to(ratios.dtype).mean(1),
-                ratios.amax(1),
-            ],
-            dim=1,
-        )
-
-    def _clip_gradient(self) -> None:
-        if self.config.max_grad_norm > 0:
-            gradient = self.networks.parameters.gradient
-            factors = (self.config.max_grad_norm / (self.gradient_norms + 1e-6)).clamp(max=1.0)
-            gradient.mul_(factors.unsqueeze(1))
 
     def _action_noise(self) -> NDArray:
         """Standard normals [S, T, N, A], each member's from its own stream."""
@@ -427,7 +303,7 @@ class PPO:
             observations.split(INFERENCE_CHUNK, 1), actions.split(INFERENCE_CHUNK, 1), strict=True
         ):
             z = (taken - self.networks.actor.forward(chunk)) * torch.exp(-log_std)
-            log_probs.append(_gaussian_log_probs(z, log_std))
+            log_probs.append(gaussian_log_probs(z, log_std))
             values.append(self.networks.critic.forward(chunk).squeeze(-1))
         shape = rollout.values.shape
         rollout.log_probs[:] = torch.cat(log_probs, 1).view(shape).cpu().numpy()
@@ -456,30 +332,22 @@ class PPO:
             length = int(infos["episode"]["l"][env])
             if self.healthy[member]:
                 self._episodes.append(
-                    (member, steps, episode_return, length, bool(terminations[env]))
+                    Episode(member, steps, episode_return, length, bool(terminations[env]))
                 )
 
     def _note_simulation_errors(self, infos: dict[str, Any]) -> None:
         for env in np.flatnonzero(infos["_simulation_error"]):
             member = int(env) // self.envs_per_member
-            self._sick.setdefault(member, f"simulator: {infos['simulation_error'][env]}")
+            self._simulator_errors.setdefault(
+                member, f"simulator: {infos['simulation_error'][env]}"
+            )
 
     def _halt_sick_members(self, log: NDArray) -> list[tuple[int, str]]:
         """Find members that became non-finite, and park them at their last good weights."""
         data = self.networks.parameters.data
-        finite_weights = torch.isfinite(data).all(1).cpu().numpy()
-        finite_observations = np.isfinite(self.rollout.observations).all((1, 2, 3))
-        finite_rewards = np.isfinite(self.rollout.rewards).all((1, 2))
-        causes = {
-            "a non-finite observation": ~finite_observations,
-            "a non-finite reward": ~finite_rewards,
-            "a non-finite loss": self._non_finite(log).any(0),
-            "non-finite weights": ~finite_weights,
-        }
-        for cause, sick in causes.items():
-            for member in np.flatnonzero(sick):
-                self._sick.setdefault(int(member), cause)
-        halted = [(m, cause) for m, cause in sorted(self._sick.items()) if self.healthy[m]]
+        skips = self.config.target_kl is not None
+        sick = {**find_sick_members(data, self.rollout, log, skips), **self._simulator_errors}
+        halted = [(member, sick[member]) for member in sorted(sick) if self.healthy[member]]
         for member, _ in halted:
             self.healthy[member] = False
         if not self.healthy.all():
@@ -496,7 +364,7 @@ class PPO:
             "initial_parameters": self.initial_parameters.clone(),
             "optimizer": self.optimizer.state_dict(),
             "random_streams": self.streams.state_dict(),
-            "environment": self._environment_state(),
+            "environment": saving.state_dict(self.env),
             "next_observations": self.rollout.next_observations.copy(),
             "next_dones": self.rollout.next_dones.copy(),
             "healthy": self.healthy.copy(),
@@ -513,39 +381,19 @@ class PPO:
         self.optimizer.load_state_dict(state["optimizer"])
         self.streams.load_state_dict(state["random_streams"])
         self.healthy[:] = state["healthy"]
-        self._load_environment_state(state)
-
-    def _non_finite(self, log: NDArray) -> NDArray:
-        """[updates, S] bool; minibatches that `target_kl` skipped are NaN and do not count."""
-        losses = log[..., :2]
-        skipped = np.isnan(log).all(-1) & (self.config.target_kl is not None)
-        return ~np.isfinite(losses).all(-1) & ~skipped
-
-    def _environment_state(self) -> dict[str, Any]:
-        return {
-            type(layer).__name__: layer.state_dict()
-            for layer in _layers(self.env)
-            if hasattr(type(layer), "state_dict")
-        }
-
-    def _load_environment_state(self, state: dict[str, Any]) -> None:
-        for layer in _layers(self.env):
-            if hasattr(type(layer), "load_state_dict"):
-                layer.load_state_dict(state["environment"][type(layer).__name__])
-        if getattr(self.env.unwrapped, "exact_state", False):
+        # Seeds of their own, so that the episodes are not the run's first ones again.
+        seeds = [seed + self.iteration for seed in self.environment_seeds]
+        observations = saving.load_state_dict(self.env, state["environment"], seeds)
+        if observations is None:
             self.rollout.next_observations[:] = state["next_observations"]
             self.rollout.next_dones[:] = state["next_dones"]
         else:
-            # Seeds of their own, so that the resumed episodes are not the run's first ones again.
-            seeds = [seed + self.iteration for seed in self.environment_seeds]
-            observations, _ = self.env.reset(seed=seeds)
             self.rollout.next_observations[:] = self._by_member(observations)
             self.rollout.next_dones[:] = 1.0
         self._exclude_parked_members()
 
     def _exclude_parked_members(self) -> None:
-        if hasattr(self.env.unwrapped, "set_active"):
-            self.env.unwrapped.set_active(np.repeat(self.healthy, self.envs_per_member))
+        saving.exclude(self.env, np.repeat(~self.healthy, self.envs_per_member))
 
     @property
     def steps(self) -> int:
@@ -570,17 +418,14 @@ class PPO:
         self.seconds[phase] += perf_counter() - start
 
 
-def _layers(env: Any) -> Iterator[Any]:
-    """A wrapped environment's wrappers, outermost first, then the environment itself."""
-    yield env
-    while isinstance(env, gym.vector.VectorWrapper):
-        env = env.env
-        yield env
-
-
-def _gaussian_log_probs(z: Tensor, log_std: Tensor) -> Tensor:
-    """Log-densities [S, B] of a diagonal Gaussian at z = (action − mean) / std, [S, B, A]."""
-    return (-0.5 * z * z - log_std - LOG_SQRT_2PI).sum(-1)
+def _minibatch_means(log: NDArray) -> NDArray:
+    """[updates, S, n] → [n, S], over the minibatches that a member did not skip."""
+    means = np.full(log.shape[1:], np.nan)
+    for member in range(log.shape[1]):
+        taken = log[~np.isnan(log[:, member]).all(-1), member]
+        if len(taken):
+            means[member] = taken.mean(0)
+    return means.T
 
 
 def explained_variance(values: NDArray, returns: NDArray) -> NDArray:

@@ -38,9 +38,7 @@ class Rollout:
         self.dones = np.zeros(steps, dtype)
         self.log_probs = np.zeros(steps, dtype)
         self.values = np.zeros(steps, dtype)
-        self.next_observations = np.zeros(
-            (num_members, envs_per_member, observation_size), dtype
-        )
+        self.next_observations = np.zeros((num_members, envs_per_member, observation_size), dtype)
         self.next_dones = np.zeros((num_members, envs_per_member), dtype)
 
     def samples(self, name: str, device: torch.device | str) -> Tensor:

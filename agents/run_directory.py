@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from agents.config import TrainConfig, load_preset
+from agents.config import TrainConfig
+from agents.presets import load_preset
 
 CONFIG_FILE = "config.yaml"
 LIBRARIES = ("upgd-ppo", "torch", "numpy", "gymnasium", "mujoco", "tensorboard", "pyarrow")

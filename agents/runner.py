@@ -28,8 +28,8 @@ from agents.checkpoint import (
 )
 from agents.config import TrainConfig
 from agents.plasticity import Thresholds
-from agents.ppo import IterationReport
 from agents.progress import ProgressDisplay, Standing
+from agents.report import IterationReport
 from agents.run_directory import RunDirectory
 from agents.telemetry import Telemetry
 

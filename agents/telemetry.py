@@ -13,8 +13,8 @@ from agents.dashboard import HIGHEST, LOWEST, layout, plasticity_tag
 from agents.event_log import EventLog
 from agents.inspection import Inspection
 from agents.plasticity import EarlyWarning, EarlyWarningMonitor, Row, Thresholds
-from agents.ppo import IterationReport
 from agents.records import EPISODES, EVENTS, STATISTICS, RecordTable
+from agents.report import IterationReport
 from agents.run_directory import RunDirectory
 
 EPISODE_WINDOW = 100

@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from agents.checkpoint import checkpoints, load_checkpoint
-from agents.config import TrainConfig, load_preset
+from agents.config import TrainConfig
+from agents.presets import load_preset
 
 ROOT = Path(__file__).parent.parent
 QUICK = [
@@ -33,6 +34,11 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
 
 def run(*arguments):
     return train.main([*QUICK, *map(str, arguments)])
+
+
+def newest_state(directory):
+    """The agent's part of a run's newest checkpoint."""
+    return load_checkpoint(checkpoints(Path(directory, "checkpoints"))[0])["agent"]
 
 
 def refuse(capsys, *arguments):
@@ -113,7 +119,9 @@ def test_an_output_directory_that_holds_a_run_or_cannot_be_written_is_refused(ca
 
 
 def test_a_preset_sets_what_flags_then_override():
-    Path("a.yaml").write_text("epochs: 3\nlearning_rate: 1e-3\nhidden_sizes: [32, 16]\nsteps: 2e3\n")
+    Path("a.yaml").write_text(
+        "epochs: 3\nlearning_rate: 1e-3\nhidden_sizes: [32, 16]\nsteps: 2e3\n"
+    )
     Path("b.yaml").write_text("epochs: 4\nopt_kwargs: {sigma: 1e-2, betas: [0.9, 0.99]}\n")
     config, _ = train.parse(["--config", "a.yaml", "b.yaml", "--hidden-sizes", "8"])
     assert config.ppo.epochs == 4
@@ -168,7 +176,9 @@ def test_a_run_leaves_what_it_promises(capsys):
 def test_the_resolved_settings_repeat_the_run():
     assert run("--steps", 128, "--out", "first", "--opt-kwargs", "sigma=0.01") == 0
     assert train.main(["--config", "first/config.yaml", "--out", "second"]) == 0
-    states = [load_checkpoint(checkpoints(Path(name, "checkpoints"))[0]) for name in ("first", "second")]
+    states = [
+        load_checkpoint(checkpoints(Path(name, "checkpoints"))[0]) for name in ("first", "second")
+    ]
     assert torch.equal(*[state["agent"]["parameters"] for state in states])
 
 
@@ -180,7 +190,8 @@ def test_a_second_run_of_the_same_arm_gets_a_directory_of_its_own():
 
 def records(directory):
     return {
-        table: pd.read_parquet(Path(directory, "records", table)) for table in ("episodes", "statistics")
+        table: pd.read_parquet(Path(directory, "records", table))
+        for table in ("episodes", "statistics")
     }
 
 
@@ -188,7 +199,10 @@ def test_a_run_that_is_interrupted_and_continued_equals_one_that_was_not():
     arguments = [*QUICK, "--seeds", "2", "--steps", "40000", "--checkpoint-every", "10000"]
     command = [sys.executable, str(ROOT / "train.py"), *arguments, "--print-every", "0.1"]
     process = subprocess.Popen(
-        [*command, "--out", "interrupted"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--out", "interrupted"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while "steps/s" not in process.stdout.readline():
         pass
@@ -197,16 +211,11 @@ def test_a_run_that_is_interrupted_and_continued_equals_one_that_was_not():
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert "--resume interrupted" in output
-    interrupted_at = load_checkpoint(checkpoints(Path("interrupted/checkpoints"))[0])["agent"]
-    assert 0 < interrupted_at["iteration"] < 625
+    assert 0 < newest_state("interrupted")["iteration"] < 625
 
     assert train.main(["--resume", "interrupted"]) == 0
     assert train.main([*arguments, "--out", "whole"]) == 0
-    states = [
-        load_checkpoint(checkpoints(Path(name, "checkpoints"))[0])["agent"]
-        for name in ("interrupted", "whole")
-    ]
-    assert torch.equal(*[state["parameters"] for state in states])
+    assert torch.equal(*[newest_state(name)["parameters"] for name in ("interrupted", "whole")])
     ours, theirs = records("interrupted"), records("whole")
     for table in ours:
         pd.testing.assert_frame_equal(ours[table], theirs[table])

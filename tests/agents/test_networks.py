@@ -55,9 +55,7 @@ def test_outputs_and_gradients_equal_those_of_pytorch_modules(activation, layer_
         stacked.backward(weights)
         inferred = stacked.infer(inputs.numpy(), networks.numpy_views())
         for member in range(3):
-            module = torch_module(
-                networks, member, name, len(hidden_sizes), activation, layer_norm
-            )
+            module = torch_module(networks, member, name, len(hidden_sizes), activation, layer_norm)
             expected = module(inputs[member])
             (expected * weights[member]).sum().backward()
             torch.testing.assert_close(outputs[member], expected, rtol=1e-12, atol=1e-12)

@@ -7,6 +7,7 @@ import torch
 from agents.config import TrainConfig
 from agents.population import Population, make_learner
 from agents.ppo import explained_variance
+from agents.ppo_gradient import compute_gradient
 from agents.rollout import generalized_advantages
 
 SMALL = {
@@ -81,7 +82,7 @@ def test_the_written_out_gradient_is_that_of_automatic_differentiation(changes):
         "returns": torch.randn(2, size, dtype=torch.float64),
     }
     expected = autograd_gradient(learner, minibatch)
-    learner._compute_gradient(minibatch)
+    compute_gradient(learner.networks, minibatch, learner.config)
     for name, gradient in expected.items():
         torch.testing.assert_close(
             parameters.gradient_views[name], gradient, rtol=1e-9, atol=1e-11, msg=name
@@ -103,9 +104,7 @@ def test_advantages_are_those_of_the_definition():
     deltas = rewards[0, :, 0] + gamma * values_after * (1 - ends) - values[0, :, 0]
     for start in range(steps):
         stop = 4 if start < 4 else steps
-        expected = sum(
-            (gamma * gae_lambda) ** (t - start) * deltas[t] for t in range(start, stop)
-        )
+        expected = sum((gamma * gae_lambda) ** (t - start) * deltas[t] for t in range(start, stop))
         assert advantages[0, start, 0] == pytest.approx(expected, abs=1e-12)
 
 

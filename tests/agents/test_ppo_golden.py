@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from agents.config import PPOConfig
 from agents.networks import ActorCritic
 from agents.optimizers.population import PopulationOptimizer
-from agents.ppo import MINIBATCH_STATISTICS, PPO, PPOConfig
+from agents.ppo import PPO
+from agents.ppo_gradient import MINIBATCH_STATISTICS
 from agents.random_streams import RandomStreams
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
