@@ -42,6 +42,7 @@ class L2Init(torch.optim.Adam):
             group.setdefault("strength", strength)
 
     @torch.no_grad()
+    @torch.compiler.disable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Pull toward the initial weights, then one step of Adam."""
         loss = None

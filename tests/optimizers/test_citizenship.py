@@ -246,7 +246,7 @@ def test_maximize_ascends_as_minimising_the_negative_descends(cls):
     assert torch.equal(values(down), values(up))
 
 
-@pytest.mark.parametrize("cls", [AdaptiveUPGD, FeatureUPGD, L2Init])
+@pytest.mark.parametrize("cls", [AdaptiveUPGD, L2Init])
 def test_a_compiled_training_step_equals_the_eager_one(cls):
     torch.compiler.reset()
     results = []
@@ -264,7 +264,7 @@ def test_a_compiled_training_step_equals_the_eager_one(cls):
             model(x).square().mean().backward()
             optimizer.step()
 
-        step = torch.compile(train_step, backend="aot_eager") if compiles else train_step
+        step = torch.compile(train_step, backend="eager") if compiles else train_step
         for _ in range(3):
             step(x)
         results.append(values(model))

@@ -15,7 +15,7 @@ LAYOUTS = {
 }
 
 
-def train(build, members, shapes, steps=3):
+def train(build, members, shapes, steps=2):
     """Parameters after some steps of members with these seeds."""
 
     def random(kind, step, index, shape):
@@ -37,7 +37,7 @@ def train(build, members, shapes, steps=3):
 
 def assert_members_alone_equal(build, shapes):
     together = train(build, range(MEMBERS), shapes)
-    for member in (0, 3, 7):
+    for member in (0, 7):
         alone = train(build, [member], shapes)
         for whole, single in zip(together, alone, strict=True):
             assert torch.equal(whole[member], single[0])
