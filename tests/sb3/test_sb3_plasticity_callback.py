@@ -1,0 +1,347 @@
+"""The callback measures what it says, on any algorithm, and leaves training as it was."""
+
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecNormalize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from agents.plasticity import Thresholds
+from agents.sb3 import AdaptiveUPGD, PlasticityCallback, PlasticityWarning, UPGDPolicy
+
+pytestmark = pytest.mark.filterwarnings("ignore::agents.sb3.PlasticityWarning")
+
+SMALL = dict(seed=0, device="cpu")
+PPO_SETTINGS = dict(n_steps=64, batch_size=32, n_epochs=2) | SMALL
+OFF_POLICY = dict(buffer_size=300, learning_starts=20, batch_size=16) | SMALL
+FEATURES = {
+    "dormant_fraction",
+    "dead_fraction",
+    "saturated_fraction",
+    "effective_rank",
+    "stable_rank",
+    "srank",
+    "approximate_rank",
+    "feature_rank",
+    "feature_norm",
+    "nonfinite_count",
+}
+WEIGHTS = {
+    "weight_l2",
+    "weight_mean_abs",
+    "weight_max_abs",
+    "weight_rank",
+    "distance_from_init",
+    "update_ratio",
+    "gradient_l2",
+    "gradient_zero_fraction",
+}
+UPGD_ONES = {
+    "utility_mean",
+    "utility_max",
+    "scaled_utility_q25",
+    "scaled_utility_q50",
+    "scaled_utility_q75",
+    "protected_fraction",
+}
+
+
+class LastRollout(BaseCallback):
+    """Keeps what independent computations need, as it is at the end of every rollout."""
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        policy = self.model.policy
+        self.before = getattr(self, "now", None)
+        self.now = {name: p.detach().clone() for name, p in policy.named_parameters()}
+        self.gradients = {
+            name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None
+        }
+        observations = torch.as_tensor(self.model.rollout_buffer.observations).flatten(0, 1)
+        self.observations = [*getattr(self, "observations", []), observations]
+        with torch.no_grad():
+            inputs = torch.cat(self.observations)[-1024:]
+            self.features = policy.mlp_extractor.policy_net(inputs).double().numpy()
+
+
+def effective_rank(features):
+    sigma = np.linalg.svd(features, compute_uv=False)
+    q = sigma / sigma.sum()
+    return np.exp(-(q * np.log(np.maximum(q, 1e-300))).sum())
+
+
+def learn(model, tmp_path, steps, every, *others, **settings):
+    callback = PlasticityCallback(every=every, log_dir=tmp_path, **settings)
+    model.learn(steps, callback=CallbackList([callback, *others]))
+    return callback, pd.read_csv(tmp_path / "plasticity.csv")
+
+
+def value(table, network, layer, statistic):
+    last = table[table.step == table.step.max()]
+    chosen = last[(last.network == network) & (last.layer == layer) & (last.statistic == statistic)]
+    assert len(chosen) == 1
+    return chosen.value.item()
+
+
+def test_the_statistics_are_those_of_the_latest_rollout_and_update(tmp_path):
+    model = PPO(UPGDPolicy, "Pendulum-v1", **PPO_SETTINGS)
+    start = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    witness = LastRollout()
+    _, table = learn(model, tmp_path, 4 * 64, 64, witness)
+    assert table.columns.tolist() == ["step", "network", "layer", "statistic", "value"]
+    assert table.step.unique().tolist() == [128, 192, 256]
+    assert table.value.notna().all()
+
+    # Rollouts of 64 are too few for ranks, so that several are measured together.
+    assert len(witness.features) == 256
+    rank = effective_rank(witness.features)
+    assert value(table, "actor", "layer_2", "effective_rank") == pytest.approx(rank, 1e-4)
+
+    name = "mlp_extractor.policy_net.0.weight"
+    now, before = witness.now[name], witness.before[name]
+    expected = {
+        "weight_l2": now.norm(),
+        "weight_max_abs": now.abs().max(),
+        "update_ratio": (now - before).norm() / now.norm(),
+        "distance_from_init": (now - start[name]).norm() / start[name].norm(),
+        "gradient_l2": witness.gradients[name].norm(),
+    }
+    for statistic, number in expected.items():
+        assert value(table, "actor", "layer_1", statistic) == pytest.approx(number.item(), 1e-4)
+    whole = torch.cat([witness.now[n].flatten() for n in witness.now if "value_net" in n])
+    assert value(table, "critic", "all", "weight_l2") == pytest.approx(whole.norm().item(), 1e-4)
+    assert 0.4 < value(table, "actor", "layer_1", "scaled_utility_q50") < 0.6
+
+
+def test_a_rollout_of_a_thousand_samples_is_measured_by_itself(tmp_path):
+    model = PPO(
+        "MlpPolicy", "Pendulum-v1", **PPO_SETTINGS | dict(n_steps=1024, batch_size=256, n_epochs=1)
+    )
+    witness = LastRollout()
+    _, table = learn(model, tmp_path, 2048, 10_000, witness)
+    assert table.step.unique().tolist() == [2048]
+    assert len(witness.features) == 1024
+    rank = effective_rank(witness.features)
+    assert value(table, "actor", "layer_2", "effective_rank") == pytest.approx(rank, 1e-4)
+    norm = np.linalg.norm(witness.features, axis=1).mean()
+    assert value(table, "actor", "layer_2", "feature_norm") == pytest.approx(norm, 1e-5)
+
+
+def test_every_statistic_of_every_layer_is_there(tmp_path):
+    _, table = learn(PPO(UPGDPolicy, "Pendulum-v1", **PPO_SETTINGS), tmp_path, 192, 64)
+    by_place = table.groupby(["network", "layer"]).statistic.agg(set)
+    step = {"effective_step"}
+    for network in ("actor", "critic"):
+        for layer in ("layer_1", "layer_2"):
+            assert by_place[network, layer] == FEATURES | WEIGHTS | UPGD_ONES | step
+        assert by_place[network, "output"] == WEIGHTS | UPGD_ONES | step
+        assert by_place[network, "all"] == (WEIGHTS - {"weight_rank"}) | UPGD_ONES | step
+    assert len(by_place) == 8
+
+
+class Convolutions(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 6)
+        self.image = nn.Sequential(nn.Conv2d(1, 4, 8, 4), nn.ELU(), nn.Flatten(), nn.LazyLinear(6))
+        self.image(torch.zeros(1, *observation_space.shape))
+
+    def forward(self, observations):
+        return self.image(observations)
+
+
+IMAGES = FakeImageEnv(screen_height=40, screen_width=40, n_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "env", "settings", "networks"),
+    [
+        (A2C, "MlpPolicy", "Pendulum-v1", SMALL, {"actor", "critic"}),
+        (
+            TRPO,
+            "MlpPolicy",
+            "CartPole-v1",
+            dict(n_steps=64, batch_size=64) | SMALL,
+            {"actor", "critic"},
+        ),
+        (SAC, "MlpPolicy", "Pendulum-v1", OFF_POLICY, {"actor.latent_pi", "critic.qf0"}),
+        (TD3, "MlpPolicy", "Pendulum-v1", OFF_POLICY, {"actor.mu", "critic.qf1"}),
+        (TQC, "MlpPolicy", "Pendulum-v1", OFF_POLICY, {"actor.latent_pi", "critic.qf0"}),
+        (DQN, "MlpPolicy", "CartPole-v1", OFF_POLICY, {"q_net.q_net"}),
+        (QRDQN, "MlpPolicy", "CartPole-v1", OFF_POLICY, {"quantile_net.quantile_net"}),
+        (PPO, "CnnPolicy", IMAGES, PPO_SETTINGS, {"features_extractor.cnn", "actor"}),
+        (
+            PPO,
+            "MultiInputPolicy",
+            SimpleMultiObsEnv(random_start=False),
+            PPO_SETTINGS,
+            {"features_extractor.extractors.img.cnn", "actor", "critic"},
+        ),
+        (DQN, "CnnPolicy", IMAGES, OFF_POLICY, {"q_net.features_extractor.cnn"}),
+        (RecurrentPPO, "MlpLstmPolicy", "Pendulum-v1", PPO_SETTINGS, {"actor", "critic"}),
+    ],
+)
+def test_any_algorithm_and_features_extractor(algorithm, policy, env, settings, networks, tmp_path):
+    policy_kwargs = {} if "Multi" in policy or "Cnn" in policy else dict(net_arch=[8, 8])
+    if algorithm is RecurrentPPO:
+        policy_kwargs["lstm_hidden_size"] = 8
+    model = algorithm(policy, env, policy_kwargs=policy_kwargs, **settings)
+    steps = 192 if hasattr(model, "rollout_buffer") else 90
+    _, table = learn(model, tmp_path, steps, 30)
+    assert networks <= set(table.network)
+    assert table.step.nunique() >= 2
+    assert table.value.notna().all()
+    moved = table[(table.statistic == "update_ratio") & (table.step == table.step.max())]
+    assert (moved.value > 0).mean() > 0.5
+    assert {"effective_rank", "gradient_l2"} <= set(table.statistic)
+
+
+def test_a_features_extractor_of_ones_own(tmp_path):
+    policy_kwargs = dict(features_extractor_class=Convolutions, net_arch=[8])
+    model = PPO("CnnPolicy", IMAGES, policy_kwargs=policy_kwargs, **PPO_SETTINGS)
+    _, table = learn(model, tmp_path, 128, 64)
+    first = table[(table.network == "features_extractor.image") & (table.layer == "layer_1")]
+    assert "effective_rank" in set(first.statistic)
+
+
+def test_the_replay_batch_is_normalised_as_for_training(tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
+    settings = OFF_POLICY | dict(learning_starts=10_000, policy_kwargs=dict(net_arch=[8]))
+    model = SAC("MlpPolicy", env, **settings).learn(40)
+    env.training = False
+    _, table = learn(model, tmp_path, 40, 1)
+    raw = model.replay_buffer.observations[: model.replay_buffer.size()].reshape(-1, 3)
+    features = model.actor.latent_pi(torch.as_tensor(env.normalize_obs(raw)))
+    norm = features.norm(dim=1).mean().item()
+    assert value(table, "actor.latent_pi", "layer_1", "feature_norm") == pytest.approx(norm, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "steps"),
+    [
+        (PPO, PPO_SETTINGS, 256),
+        (A2C, SMALL, 100),
+        (SAC, OFF_POLICY, 60),
+        (RecurrentPPO, PPO_SETTINGS, 128),
+    ],
+)
+def test_training_is_the_same_with_and_without_it(algorithm, settings, steps, tmp_path):
+    finals = []
+    for callback in (None, PlasticityCallback(every=10, log_dir=tmp_path)):
+        policy = "MlpLstmPolicy" if algorithm is RecurrentPPO else "MlpPolicy"
+        policy_kwargs = dict(net_arch=[8], optimizer_class=AdaptiveUPGD)
+        model = algorithm(policy, "Pendulum-v1", policy_kwargs=policy_kwargs, **settings)
+        model.learn(steps, callback=callback)
+        finals.append([p.detach() for p in model.policy.parameters()])
+    for one, other in zip(*finals, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_everything_reaches_sb3s_own_logger(tmp_path, capsys):
+    model = PPO(UPGDPolicy, "Pendulum-v1", verbose=1, **PPO_SETTINGS)
+    model.set_logger(configure(str(tmp_path), ["stdout", "csv", "json", "tensorboard"]))
+    callback = PlasticityCallback(every=64, thresholds=Thresholds(dormant_fraction=-1.0))
+    model.learn(192, callback=callback)
+
+    table = pd.read_csv(tmp_path / "plasticity.csv")  # beside SB3's own logs
+    last = table[table.step == 192]
+    expected = {
+        f"plasticity/{row.network}/{row.layer}/{row.statistic}": row.value
+        for row in last.itertuples()
+    }
+    progress = pd.read_csv(tmp_path / "progress.csv").iloc[-1]
+    record = json.loads((tmp_path / "progress.json").read_text().splitlines()[-1])
+    board = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    for key, number in expected.items():
+        assert progress[key] == pytest.approx(number)
+        assert record[key] == pytest.approx(number)
+        scalar = board.Scalars(key)[-1]
+        assert (scalar.step, scalar.value) == (192, pytest.approx(number, rel=1e-5))
+    assert "plasticity/warning/text_summary" in board.Tags()["tensors"]
+    assert progress["plasticity/warnings"] == len(callback.warnings) > 0
+    printed = capsys.readouterr().out
+    assert "actor/layer_1/effective_rank" in printed
+    assert "weight_max_abs" not in printed
+
+
+def test_long_names_fit_into_sb3s_table_if_asked_for(tmp_path, capsys):
+    policy_kwargs = dict(features_extractor_class=Convolutions, net_arch=[8])
+    model = PPO("CnnPolicy", IMAGES, policy_kwargs=policy_kwargs, verbose=1, **PPO_SETTINGS)
+    learn(model, tmp_path, 128, 64, stdout=("gradient_l2", "gradient_zero_fraction"))
+    assert "features_extractor.image/layer_1/gradient_zero_fraction" in capsys.readouterr().out
+
+
+def test_a_dying_layer_is_told_once(tmp_path):
+    model = PPO("MlpPolicy", "Pendulum-v1", **PPO_SETTINGS)
+    callback = PlasticityCallback(every=64, log_dir=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PlasticityWarning)
+        model.learn(128, callback=callback)
+    with torch.no_grad():
+        model.policy.mlp_extractor.policy_net[2].weight[:40] = 0.0
+        model.policy.mlp_extractor.policy_net[2].bias[:40] = 0.0
+    with pytest.warns(PlasticityWarning, match=r"step \d+: actor layer_2 dormant_fraction is 0\.6"):
+        model.learn(256, callback=callback, reset_num_timesteps=False)
+    told = [message for _, message in callback.warnings if "dormant_fraction" in message]
+    assert len(told) == 1
+
+
+def test_exploration_and_the_policys_moves_are_watched_too(tmp_path):
+    policy_kwargs = dict(log_std_init=-4.0)
+    model = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs, **PPO_SETTINGS)
+    thresholds = Thresholds(approximate_kl=-1.0)
+    callback, _ = learn(model, tmp_path, 192, 64, thresholds=thresholds)
+    messages = [message for _, message in callback.warnings]
+    assert any("policy std_0 is 0.018" in message for message in messages)
+    assert any("policy approx_kl" in message for message in messages)
+
+
+def test_a_continued_training_continues_the_file(tmp_path):
+    model = PPO("MlpPolicy", "Pendulum-v1", **PPO_SETTINGS)
+    learn(model, tmp_path, 128, 64)
+    model.save(tmp_path / "model.zip")
+    model = PPO.load(tmp_path / "model.zip", env=make_vec_env("Pendulum-v1"), device="cpu")
+    callback = PlasticityCallback(every=64, log_dir=tmp_path)
+    model.learn(128, callback=callback, reset_num_timesteps=False)
+    table = pd.read_csv(tmp_path / "plasticity.csv")
+    assert table.step.unique().tolist() == [128, 256]
+    model.learn(128, callback=callback)
+    assert pd.read_csv(tmp_path / "plasticity.csv").step.unique().tolist() == [128]
+
+
+def test_without_logs_the_file_is_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    PPO("MlpPolicy", "Pendulum-v1", **PPO_SETTINGS).learn(
+        128, callback=PlasticityCallback(every=64)
+    )
+    assert len(pd.read_csv("plasticity.csv")) > 50
+
+
+@pytest.mark.parametrize("policy_kwargs", [dict(net_arch=[]), dict(activation_fn=nn.Identity)])
+def test_a_network_without_hidden_layers_says_what_to_do(policy_kwargs, tmp_path):
+    model = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs, **PPO_SETTINGS)
+    with pytest.raises(ValueError, match=r"no hidden layer.*leave the callback out.*net_arch=\["):
+        model.learn(256, callback=PlasticityCallback(every=64, log_dir=tmp_path))
+
+
+def test_an_algorithm_without_a_buffer_says_what_to_use():
+    with pytest.raises(TypeError, match=r"ARS does not; call agents\.plasticity\.measure"):
+        ARS("LinearPolicy", "Pendulum-v1").learn(10, callback=PlasticityCallback())
+
+
+def test_a_cadence_below_one_is_refused():
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        PlasticityCallback(every=0)
