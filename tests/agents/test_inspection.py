@@ -1,0 +1,185 @@
+"""Measuring the networks during training: right, in time, and without a trace in the training."""
+
+import numpy as np
+import pytest
+import torch
+from test_laws import assert_equal
+
+from agents.config import TrainConfig
+from agents.population import Population, make_learner
+
+SMALL = {
+    "env": "Hopper-v4",
+    "rollout_steps": 48,
+    "minibatches": 4,
+    "epochs": 2,
+    "hidden_sizes": (13, 7),
+    "steps": 48 * 4,
+    "threads": 1,
+}
+ON = {"statistics_every": 1, "histograms_every": 1}
+WITH_PROBE = {**ON, "probe_every": 1}
+ALL_OFF = dict.fromkeys(WITH_PROBE, 0)
+ONE_STEP = {"minibatches": 1, "epochs": 1, **ON}
+
+
+def config(**changes):
+    return TrainConfig().with_flat({**SMALL, **changes})
+
+
+def values_of(table, member=0):
+    return dict(zip(table.keys, table.values[member], strict=True))
+
+
+@pytest.mark.parametrize("opt", ["adam", "upgd", "upgd_first_order_local", "torch.optim.NAdam"])
+def test_measuring_everything_changes_nothing_in_the_training(opt):
+    states = []
+    for cadence in (WITH_PROBE, ALL_OFF):
+        population = Population(config(opt=opt, seeds=3, **cadence))
+        for _ in range(2):
+            population.advance()
+        states.append(population.state_dict())
+    assert_equal(*states)
+
+
+@pytest.mark.parametrize("opt", ["adam", "upgd"])
+def test_a_members_statistics_do_not_depend_on_how_many_there_are(opt):
+    changes = {"opt": opt, **ON}
+    together = Population(config(seeds=8, **changes)).advance().inspection
+    threaded = Population(config(seeds=8, threads=2, **changes)).advance().inspection
+    assert together.table.keys == threaded.table.keys
+    np.testing.assert_allclose(threaded.table.values, together.table.values, rtol=1e-6)
+    for member in (0, 5):
+        alone = Population(config(seeds=1, seed=1 + member, **changes)).advance().inspection
+        assert alone.table.keys == together.table.keys
+        np.testing.assert_allclose(
+            alone.table.values[0], together.table.values[member], rtol=1e-6, atol=1e-12
+        )
+        for name, bins in alone.histograms.items():
+            np.testing.assert_array_equal(bins[0], together.histograms[name][member])
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_features_are_those_of_the_latest_rollout_under_the_new_weights(layer_norm):
+    learner = make_learner(config(layer_norm=layer_norm, **ON), [3, 4])
+    before = learner.networks.parameters.data.clone()
+    found = values_of(learner.advance().inspection.table, member=1)
+    weights = {name: view[1].double().numpy() for name, view in _views(learner).items()}
+    for network in ("actor", "critic"):
+        h = learner.rollout.observations[1, :, 0].astype(np.float64)
+        for layer in ("layer_1", "layer_2"):
+            z = h @ weights[f"{network}.{layer}.weight"].T + weights[f"{network}.{layer}.bias"]
+            if layer_norm:
+                z = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + 1e-5)
+                z = z * weights[f"{network}.{layer}.norm_weight"]
+                z += weights[f"{network}.{layer}.norm_bias"]
+            h = np.tanh(z)
+            singular = np.linalg.svd(h, compute_uv=False)
+            q = singular / singular.sum()
+            expected = {
+                "effective_rank": np.exp(-(q * np.log(q)).sum()),
+                "feature_norm": np.linalg.norm(h, axis=1).mean(),
+                "weight_l2": np.linalg.norm(weights[f"{network}.{layer}.weight"]),
+            }
+            for name, value in expected.items():
+                assert found[network, layer, name] == pytest.approx(value, rel=1e-4), name
+        now, then = (
+            learner.networks.parameters.named_views(flat)[f"{network}.layer_1.weight"][1].double()
+            for flat in (learner.networks.parameters.data, before)
+        )
+        expected = float((now - then).norm() / now.norm())
+        assert found[network, "layer_1", "update_ratio"] == pytest.approx(expected)
+    std = learner.networks.log_std[1].exp().tolist()
+    assert [found["ppo", "", f"std_{i}"] for i in range(3)] == pytest.approx(std)
+
+
+def test_gradients_are_those_before_clipping():
+    clipped, free = (
+        values_of(
+            make_learner(config(max_grad_norm=norm, **ONE_STEP), [1]).advance().inspection.table
+        )
+        for norm in (1e-3, 0)
+    )
+    names = [key for key in free if key[2] == "gradient_l2"]
+    assert len(names) == 8
+    for name in names:
+        assert clipped[name] == pytest.approx(free[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("target_kl", [None, 1e9], ids=["flat", "one optimizer per member"])
+def test_effective_step_is_how_far_adam_moved_over_its_learning_rate(target_kl):
+    learner = make_learner(config(opt="adam", target_kl=target_kl, **ONE_STEP), [1, 2])
+    before = learner.networks.parameters.data.clone()
+    found = values_of(learner.advance().inspection.table, member=1)
+    moved = (learner.networks.parameters.data - before).double() / 3e-4
+    for name, view in learner.networks.parameters.named_views(moved).items():
+        if name.endswith(".weight"):
+            network, layer, _ = name.split(".")
+            expected = float(view[1].abs().mean())
+            assert found[network, layer, "effective_step"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("target_kl", [None, 1e9], ids=["flat", "one optimizer per member"])
+def test_scaled_utilities_are_those_that_held_the_weights_back(target_kl):
+    settings = {"sigma": 0.0, "weight_decay": 0.0}
+    learner = make_learner(
+        config(opt="upgd", opt_kwargs=settings, target_kl=target_kl, **ONE_STEP), [1, 2]
+    )
+    before = learner.networks.parameters.data.clone()
+    found = values_of(learner.advance().inspection.table, member=1)
+    memory = learner.optimizer.describe()
+    views = learner.networks.parameters.named_views(before)
+    for name, then in views.items():
+        moved = (then - learner.networks.parameters.views[name]).double()
+        expected = 2 * 3e-4 * memory["directions"][name] * (1 - memory["scaled_utilities"][name])
+        torch.testing.assert_close(moved, expected.double(), rtol=1e-2, atol=1e-7)
+    scaled = memory["scaled_utilities"]["critic.layer_1.weight"][1].double()
+    assert found["critic", "layer_1", "protected_fraction"] == float((scaled > 0.6).double().mean())
+    utility = memory["utilities"]["critic.layer_1.weight"][1].double()
+    assert found["critic", "layer_1", "utility_max"] == pytest.approx(float(utility.max()))
+
+
+def test_each_measurement_has_a_cadence_of_its_own_and_starts_with_the_first_iteration():
+    cadence = {"statistics_every": 2, "histograms_every": 3, "probe_every": 4}
+    population = Population(config(**cadence))
+    seen = []
+    for iteration in range(1, 7):
+        inspection = population.advance().inspection
+        names = {name for _, _, name in inspection.table.keys} if inspection else set()
+        seen.append("srank" in names)
+        assert ("trainability" in names) == (iteration in (1, 5))
+        assert bool(inspection and inspection.histograms) == (iteration in (1, 4))
+    assert seen == [True, False, True, False, True, False]
+    assert Population(config(**ALL_OFF)).advance().inspection is None
+
+
+def test_a_member_with_non_finite_weights_is_reported_and_harms_no_other():
+    learner = make_learner(config(**WITH_PROBE), [1, 2])
+    expected = learner.advance().inspection.table
+    _views(learner)["actor.layer_1.weight"][0, 0, 0] = float("nan")
+    found = learner.inspect().table
+    np.testing.assert_array_equal(found.values[1], expected.values[1])
+    assert values_of(found)["actor", "layer_1", "nonfinite_count"] > 0
+    assert np.isnan(values_of(found)["actor", "layer_1", "effective_rank"])
+    assert np.isnan(values_of(found)["actor", "all", "trainability"])
+    assert np.isfinite(values_of(found)["critic", "layer_1", "effective_rank"])
+
+
+def test_histograms_hold_every_entry_between_the_extremes():
+    learner = make_learner(config(opt="upgd", **ON), [1])
+    histograms = learner.advance().inspection.histograms
+    assert {name.split("/")[0] for name in histograms} == {
+        "weights",
+        "activations",
+        "scaled_utilities",
+    }
+    weight = _views(learner)["critic.layer_2.weight"][0]
+    bins = histograms["weights/critic/layer_2"][0]
+    assert bins[:, 2].sum() == weight.numel()
+    assert bins[0, 0] == pytest.approx(float(weight.min()))
+    assert bins[-1, 1] == pytest.approx(float(weight.max()))
+    assert histograms["activations/actor/layer_1"][0, :, 2].sum() == 48 * 13
+
+
+def _views(learner):
+    return learner.networks.parameters.views

@@ -1,0 +1,187 @@
+"""What a run leaves behind: TensorBoard, records and early warnings, also across a resume."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.util.tensor_util import make_ndarray
+
+from agents.config import TrainConfig
+from agents.population import Population
+from agents.run_directory import RunDirectory
+from agents.runner import Runner
+
+STEPS = 48
+SETTINGS = {
+    "env": "Hopper-v4",
+    "opt": "upgd",
+    "seeds": 3,
+    "seed": 5,
+    "rollout_steps": STEPS,
+    "minibatches": 2,
+    "epochs": 2,
+    "hidden_sizes": (8, 8),
+    "steps": STEPS * 6,
+    "statistics_every": 2,
+    "histograms_every": 3,
+    "checkpoint_every": STEPS * 3,
+    # Crossed at once, or as soon as early values are known.
+    "warn_std_above": 0.5,
+    "warn_rank_fraction": 1.0,
+    "threads": 1,
+}
+
+
+def config(path, **changes):
+    return TrainConfig().with_flat({**SETTINGS, "out": path, **changes})
+
+
+def trained(path, population=Population, **changes):
+    settings = config(path, **changes)
+    runner = Runner(settings, population(settings), RunDirectory.create(settings))
+    runner.run()
+    return runner
+
+
+def events_of(path, run):
+    accumulator = EventAccumulator(str(path / "tensorboard" / run), {"tensors": 0, "scalars": 0})
+    return accumulator.Reload()
+
+
+def scalars_of(path, run):
+    events = events_of(path, run)
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag != "time/fps"
+    }
+
+
+def texts_of(path, run):
+    events = events_of(path, run)
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("events/")]
+    return [make_ndarray(e.tensor_proto)[0].decode() for tag in tags for e in events.Tensors(tag)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    trained(path, probe_every=10)
+    return path
+
+
+def test_a_members_statistics_are_the_same_in_tensorboard_and_in_the_records(run):
+    records = pd.read_parquet(run / "records" / "statistics")
+    records = records[(records.member == 1) & (records.network != "ppo")]
+    assert sorted(records.step.unique()) == [STEPS * i for i in (1, 3, 5)]
+    scalars = scalars_of(run, "seed_6")
+    columns = records.groupby(["network", "layer", "statistic"], observed=True)
+    assert len(columns) > 100
+    for (network, layer, statistic), rows in columns:
+        shown = scalars[f"plasticity/{network}/{layer}/{statistic}"]
+        rows = rows[np.isfinite(rows.value)]
+        assert [step for step, _ in shown] == rows.step.tolist()
+        np.testing.assert_allclose([value for _, value in shown], rows.value, rtol=1e-6)
+
+
+def test_the_population_shows_the_mean_and_the_range_of_its_members(run):
+    members = [scalars_of(run, f"seed_{seed}") for seed in (5, 6, 7)]
+    population = scalars_of(run, "population")
+    tag = "plasticity/critic/layer_2/effective_rank"
+    curves = np.array([[value for _, value in member[tag]] for member in members])
+    for shown, expected in (
+        (tag, curves.mean(0)),
+        (f"seeds_min/{tag}", curves.min(0)),
+        (f"seeds_max/{tag}", curves.max(0)),
+    ):
+        np.testing.assert_allclose([value for _, value in population[shown]], expected, rtol=1e-6)
+
+
+def test_every_chart_of_the_page_has_a_curve(run):
+    events = events_of(run, "population")
+    [event] = events.Tensors("custom_scalars__config__")
+    page = Layout.FromString(make_ndarray(event.tensor_proto).item())
+    tags = events.Tags()["scalars"]
+    assert page.category[0].title.startswith("Returns")
+    assert [category.closed for category in page.category[:4]] == [False] * 4
+    charts = [chart for category in page.category for chart in category.chart]
+    for chart in charts:
+        for series in chart.margin.series:
+            assert {series.value, series.lower, series.upper} <= set(tags), chart.title
+        for pattern in chart.multiline.tag:
+            assert any(re.match(pattern, tag) for tag in tags), chart.title
+    titles = [chart.title for chart in charts if chart.title.startswith("dormant_fraction")]
+    assert titles == [
+        f"dormant_fraction · {place}"
+        for place in ("actor layer_1", "critic layer_1", "actor layer_2", "critic layer_2")
+    ]
+
+
+def test_histograms_can_be_read_back(run):
+    events = events_of(run, "seed_5")
+    shown = events.Tensors("weights/actor/layer_2")
+    assert [event.step for event in shown] == [STEPS, STEPS * 4]
+    assert make_ndarray(shown[0].tensor_proto)[:, 2].sum() == 8 * 8
+    metadata = events.SummaryMetadata("scaled_utilities/critic/output")
+    assert metadata.plugin_data.plugin_name == "histograms"
+
+
+def test_a_warning_is_one_line_one_text_and_one_record(tmp_path, capsys):
+    trained(tmp_path / "run", warn_rank_fraction=None)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    expected = f"seed 6, step {STEPS}: ppo std is"
+    assert len([line for line in lines if expected in line]) == 1
+    assert len(lines) == 3 * 4  # of the mean and each of the three actions, for three seeds, once
+    [text] = [t for t in texts_of(tmp_path / "run", "seed_6") if " std is " in t]
+    assert text.startswith(expected)
+    records = pd.read_parquet(tmp_path / "run" / "records" / "events")
+    warned = records[(records.kind == "warning") & (records.seed == 6)]
+    assert len(warned) == 4
+    assert warned.message.str.startswith("ppo std").all()
+
+
+def test_a_switched_off_limit_gives_no_warning(tmp_path, capsys):
+    trained(tmp_path / "run", warn_rank_fraction=None, warn_std_above=None, warn_kl=None)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_sick_member_leaves_the_statistics_and_the_warnings(tmp_path):
+    class Sick(Population):
+        def advance(self):
+            if self.iteration == 2:
+                self.blocks[0].networks.parameters.data[1] = float("nan")
+            return super().advance()
+
+    trained(tmp_path / "run", Sick, statistics_every=1)
+    records = pd.read_parquet(tmp_path / "run" / "records" / "statistics")
+    last = records.groupby("member").step.max()
+    assert last.tolist() == [STEPS * 6, STEPS * 2, STEPS * 6]
+    events = pd.read_parquet(tmp_path / "run" / "records" / "events")
+    assert events[events.member == 1].step.max() == STEPS * 3
+    assert events[(events.member == 1) & (events.step == STEPS * 3)].kind.tolist() == ["halted"]
+
+
+def test_a_run_that_was_killed_and_resumed_leaves_what_an_unbroken_one_does(run, tmp_path):
+    class Dying(Population):
+        def advance(self):
+            if self.iteration == 5:
+                raise OSError("power failure")
+            return super().advance()
+
+    path = tmp_path / "broken"
+    with pytest.raises(OSError, match="power failure"):
+        trained(path, Dying, probe_every=10)
+    settings = config(path, probe_every=10)
+    directory, _ = RunDirectory.open(path)
+    Runner.resume(settings, Population(settings), directory).run()
+
+    for table in ("statistics", "events", "episodes"):
+        ours, theirs = (pd.read_parquet(p / "records" / table) for p in (path, run))
+        pd.testing.assert_frame_equal(ours, theirs)
+    for name in ("population", "seed_5", "seed_7"):
+        assert scalars_of(path, name) == scalars_of(run, name)
+        assert texts_of(path, name) == texts_of(run, name)
+    assert len(events_of(path, "population").Tensors("custom_scalars__config__")) == 1
