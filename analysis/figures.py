@@ -8,7 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -24,6 +24,8 @@ from analysis.intervals import interval, pointwise_band
 
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3)))
+FEW_POINTS = 15
+"""A curve of so few points is drawn with markers: a line alone would not show a single one."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 LAYER_STATISTICS = (
@@ -116,9 +118,14 @@ def _seed_lines(axes: Axes, index: int, arm: ArmResult, steps: np.ndarray) -> No
 
 def _draw_band(axes: Axes, index: int, steps: np.ndarray, band: Band) -> None:
     known = np.isfinite(band.value)
-    steps, colour = steps[known], COLOURS[index % 7]
-    axes.plot(steps, band.value[known], color=colour, linestyle=LINES[index % 7], zorder=3)
-    axes.fill_between(steps, band.low[known], band.high[known], color=colour, alpha=0.18, lw=0)
+    steps, low, high = steps[known], band.low[known], band.high[known]
+    style: dict[str, Any] = {"color": COLOURS[index % 7], "linestyle": LINES[index % 7]}
+    if len(steps) <= FEW_POINTS:
+        style |= {"marker": MARKERS[index % 7], "markersize": 3}
+    axes.plot(steps, band.value[known], zorder=3, **style)
+    axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, lw=0)
+    if len(steps) == 1:  # an area has no width there
+        axes.vlines(steps, low, high, color=style["color"], lw=0.8)
 
 
 def _retained(result: EnvironmentResult) -> Figure:
@@ -215,13 +222,17 @@ def _layers(result: EnvironmentResult, keys: list[StatisticKey]) -> Figure:
     for row, statistic in zip(grid, statistics, strict=True):
         for axes, (network, layer) in zip(row, columns, strict=True):
             _statistic(axes, result, (network, layer, statistic))
-        row[0].set_ylabel(statistic.replace("_", " "))
-    for axes, (network, layer) in zip(grid[0], columns, strict=True):
-        axes.set_title(f"{network}, {layer.replace('_', ' ')}")
+        _first_drawn(row).set_ylabel(statistic.replace("_", " "))
+    for column, (network, layer) in zip(grid.T, columns, strict=True):
+        _first_drawn(column).set_title(f"{network}, {layer.replace('_', ' ')}")
     for axes in grid[-1]:
         _steps_axis(axes, result.horizon)
     _legend(figure, result)
     return figure
+
+
+def _first_drawn(panels: Iterable[Axes]) -> Axes:
+    return next(axes for axes in panels if axes.get_visible())
 
 
 def _training(result: EnvironmentResult, keys: list[StatisticKey]) -> Figure:
