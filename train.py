@@ -18,9 +18,11 @@ from agents.config import TrainConfig
 from agents.population import Population
 from agents.presets import load_preset
 from agents.run_directory import RunDirectory
-from agents.runner import Outcome, Runner
+from agents.runner import Outcome, Runner, newest_state
 
 USAGE_ERROR = 2
+UNSAVED = 74
+"""The exit code of a run whose last checkpoint could not be written (sysexits' EX_IOERR)."""
 INTERRUPTED = 75
 """The exit code of a run that was asked to stop and can be continued (sysexits' EX_TEMPFAIL)."""
 
@@ -35,7 +37,8 @@ Examples:
   tensorboard --logdir runs
 
 --config takes YAML presets whose keys are the names of the flags below; of several, later ones
-win, and flags win over all of them. --resume continues a run from its newest checkpoint."""
+win, and flags win over all of them. --resume continues a run from its newest checkpoint, to the
+steps it was to take or, with --steps, further."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +49,19 @@ class Command(TrainConfig):
     """YAML presets to start from."""
     resume: Path | None = None
     """Run directory to continue."""
+    accept_changes: bool = False
+    """Continue even where other settings, libraries or code will change the result."""
+
+    @property
+    def settings(self) -> TrainConfig:
+        """The arm alone."""
+        return TrainConfig(
+            **{group.name: getattr(self, group.name) for group in dataclasses.fields(TrainConfig)}
+        )
 
 
-def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
-    """The settings that a command line asks for, and the run to continue if it names one.
+def parse(arguments: list[str]) -> Command:
+    """What a command line asks for.
 
     Raises:
         ValueError: if a preset cannot be read, a value is out of range, or the run to continue
@@ -69,45 +81,76 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, Path | None]:
         description=DESCRIPTION,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    config = TrainConfig(**{name: getattr(command, name) for name in groups})
-    config.check()
-    return config, command.resume
+    command.settings.check()
+    return command
 
 
-def set_up(config: TrainConfig, resume: Path | None) -> Runner:
+def set_up(command: Command) -> Runner:
     """Everything that a run needs, made or restored.
 
     Raises:
         ValueError: if the environment, the optimizer, the device or the directory will not do.
     """
+    config = command.settings
     _check_device(config.run.device)
-    population = Population(config)
-    if resume is None:
-        return Runner(config, population, RunDirectory.create(config))
-    directory, _ = RunDirectory.open(resume)
-    return Runner.resume(config, population, directory)
+    if command.resume is None:
+        return Runner(config, Population(config), RunDirectory.create(config))
+
+    directory, before = RunDirectory.open(command.resume)
+    directory.lock()
+    changes = directory.differences(before, config)
+    if changes and not command.accept_changes:
+        raise ValueError(
+            f"Continuing {command.resume} would not give what it would have given without a stop:"
+            f" {'; '.join(changes)}. Add --accept-changes to continue all the same."
+        )
+    state = newest_state(directory)
+    runner = Runner(config, Population(config), directory, state)
+    directory.describe(config)
+    for change in changes:
+        runner.telemetry.event(0, runner.agent.steps, "changed", change)
+    return runner
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
-        config, resume = parse(sys.argv[1:] if arguments is None else arguments)
-        runner = set_up(config, resume)
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        runner = set_up(command)
     except ValueError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return USAGE_ERROR
 
-    path = runner.directory.path
+    config, path = command.settings, runner.directory.path
     print(
         f"Training {config.run.seeds} seed(s) of {config.run.opt} on {config.run.env} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
+    if not runner.agent.exact_state:
+        print(
+            f"{config.run.env} cannot save its state exactly: if this run is interrupted and"
+            " continued, its episodes will begin anew."
+        )
     outcome = runner.run()
-    if outcome is Outcome.INTERRUPTED:
+    if outcome is Outcome.UNSAVED:
+        print(
+            f"train.py: error: The last checkpoint could not be written to {path}; those in"
+            f" {runner.directory.checkpoints} are whole. Make room, then continue with:\n"
+            f"  train.py --resume {path}",
+            file=sys.stderr,
+        )
+        code = UNSAVED
+    elif outcome is Outcome.INTERRUPTED:
         print(f"Interrupted; everything is saved. Continue with:\n  train.py --resume {path}")
-        return INTERRUPTED
-    print(f"{outcome.value.capitalize()}. Look at it with:\n  tensorboard --logdir {path}")
-    return 0
+        code = INTERRUPTED
+    else:
+        print(f"{outcome.value.capitalize()}. Look at it with:\n  tensorboard --logdir {path}")
+        code = 0
+    if runner.abandoned_iteration:
+        # Its threads are still at work; what they do is not wanted any more.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _values_of(flag: str, arguments: list[str]) -> list[str]:

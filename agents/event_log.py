@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Mapping
@@ -25,23 +26,24 @@ FILE_NAME = "events.out.tfevents.0"
 class EventLog:
     """Appends to the one event file of a TensorBoard run.
 
+    What is logged is gathered in memory until `flush`.
+
     Args:
         folder: the run, as TensorBoard names it; made if missing.
         position: bytes of an existing file to keep; what follows them is cut off.
+
+    Attributes:
+        position: bytes of the file that are written for good.
     """
 
     def __init__(self, folder: Path, position: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / FILE_NAME, "ab")  # noqa: SIM115
-        self._file.truncate(position)
-        self._writer = RecordWriter(self._file)
+        self._path = folder / FILE_NAME
+        self._buffer = io.BytesIO()
+        self._writer = RecordWriter(self._buffer)
+        self.position = position
         if position == 0:
             self._write(Event(file_version="brain.Event:2"))
-
-    @property
-    def position(self) -> int:
-        """Bytes written so far."""
-        return self._file.tell()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar per tag at a step."""
@@ -81,14 +83,21 @@ class EventLog:
         self._tensors(0, {custom_scalars.CONFIG_SUMMARY_TAG: tensor}, metadata)
 
     def flush(self, sync: bool = False) -> None:
-        """Hand what was written to the system; with `sync`, to the disk."""
-        self._file.flush()
-        if sync:
-            os.fsync(self._file.fileno())
+        """Write what was gathered to the file; with `sync`, through to the disk.
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        Raises:
+            OSError: if it cannot be written; it is then kept, and the next flush writes it.
+        """
+        with open(self._path, "r+b" if self._path.exists() else "wb") as file:
+            file.truncate(self.position)
+            file.seek(0, os.SEEK_END)
+            file.write(self._buffer.getbuffer())
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+            self.position = file.tell()
+        self._buffer.seek(0)
+        self._buffer.truncate()
 
     def _tensors(
         self, step: int, tensors: Mapping[str, TensorProto], metadata: SummaryMetadata

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -9,7 +12,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -17,17 +20,27 @@ from agents.config import TrainConfig
 from agents.presets import load_preset
 
 CONFIG_FILE = "config.yaml"
+VERSIONS_FILE = "versions.json"
+HARMLESS_SETTINGS = frozenset(
+    {
+        *("steps", "out", "threads", "print_every", "checkpoint_every", "keep_checkpoints"),
+        *("probe_every", "histograms_every"),
+    }
+)
+"""Settings that may change when a run is continued without changing its numbers."""
+
 LIBRARIES = ("upgd-ppo", "torch", "numpy", "gymnasium", "mujoco", "tensorboard", "pyarrow")
 
 
 class RunDirectory:
-    """Where everything of one run lies."""
+    """Where everything of one run lies. Only one process at a time may have a run's directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.records = path / "records"
+        self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
@@ -42,19 +55,18 @@ class RunDirectory:
                 f"{path} already holds a run; give another --out, or continue that run with"
                 f" --resume {path}."
             )
-        if path.is_dir() and any(path.iterdir()):
-            raise ValueError(f"{path} is not empty; give another --out.")
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ValueError(f"{path} is not an empty directory; give another --out.")
+        directory = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            settings = config.to_flat()
-            del settings["out"]
-            _write_whole(path / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False))
-            _write_whole(path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+            directory.lock()
+            directory.describe(config)
         except OSError as error:
             raise ValueError(
                 f"Cannot write the run directory {path}: {error.strerror}; give another --out."
             ) from None
-        return cls(path)
+        return directory
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunDirectory, TrainConfig]:
@@ -69,6 +81,72 @@ class RunDirectory:
                 " train.py printed when the run began."
             )
         return cls(path), load_preset(path / CONFIG_FILE, TrainConfig())
+
+    def lock(self) -> None:
+        """Keep other processes out for as long as this one lives.
+
+        Raises:
+            ValueError: if another process has the directory.
+        """
+        # Opened without truncating: until the lock is ours, what is in it is the other process's.
+        file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise ValueError(
+                f"{self.path} is in use by {owner}; wait for it or stop it first."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        self._lock = file
+
+    def describe(self, config: TrainConfig) -> None:
+        """Write the settings and the versions of what computes the result."""
+        settings = config.to_flat()
+        del settings["out"]
+        _write_whole(self.path / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False))
+        _write_whole(self.path / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
+
+    def restore(self, config: TrainConfig) -> None:
+        """Make the directory again if it has vanished."""
+        if not (self.path / CONFIG_FILE).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.describe(config)
+
+    def check_exists(self) -> None:
+        """Raise FileNotFoundError if the directory has vanished."""
+        if not self.path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the directory has vanished")
+
+    def differences(self, before: TrainConfig, now: TrainConfig) -> list[str]:
+        """What would make a continued run another one than the run so far.
+
+        Args:
+            before: the run's settings so far.
+            now: those it is to continue with.
+        """
+        old, new = before.to_flat(), now.to_flat()
+        changed = [
+            f"--{name.replace('_', '-')} {old[name]} → {new[name]}"
+            for name in old
+            if old[name] != new[name] and name not in HARMLESS_SETTINGS
+        ]
+        if before.ppo.anneal and before.num_iterations != now.num_iterations:
+            changed.append(
+                f"--steps {before.run.steps} → {now.run.steps}, over which the learning rate is"
+                " annealed"
+            )
+        recorded = json.loads((self.path / VERSIONS_FILE).read_text(encoding="utf-8"))
+        current = versions()
+        libraries = {**recorded["libraries"], "code": recorded["code"]}
+        for name, version_now in {**current["libraries"], "code": current["code"]}.items():
+            if libraries.get(name) != version_now:
+                changed.append(f"{name} {libraries.get(name)} → {version_now}")
+        return changed
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace status.json, so that a reader never sees half of it."""
@@ -89,6 +167,7 @@ def versions() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "commit": _commit(),
+        "code": _code_digest(),
         "command": " ".join(sys.argv),
     }
 
@@ -115,6 +194,16 @@ def _processor() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]} × {len(names)}" if names else platform.processor()
+
+
+def _code_digest() -> str:
+    """The beginning of the SHA-256 of the source that computes the result."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for folder in ("agents", "envs"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _commit() -> str | None:

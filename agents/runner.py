@@ -7,14 +7,13 @@ that another kind of learner can be driven by the same loop.
 from __future__ import annotations
 
 import contextlib
-import signal
+import math
+import os
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from datetime import UTC, datetime
 from enum import Enum
 from time import monotonic
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,10 +30,12 @@ from agents.plasticity import Thresholds
 from agents.progress import ProgressDisplay, Standing
 from agents.report import IterationReport
 from agents.run_directory import RunDirectory
+from agents.stopping import PATIENCE_SECONDS, StopNow, StopSignals
 from agents.telemetry import Telemetry
 
 FLUSH_SECONDS = 30.0
-"""At most this long passes before what was recorded can be seen on the disk."""
+"""At most this long passes before what was recorded can be seen on the disk, and between two
+attempts to write where writing fails."""
 
 
 class Outcome(Enum):
@@ -43,6 +44,7 @@ class Outcome(Enum):
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
     ALL_HALTED = "all members halted"
+    UNSAVED = "could not be saved"
 
 
 class Agent(Protocol):
@@ -62,6 +64,10 @@ class Agent(Protocol):
     def healthy(self) -> NDArray:
         """[S] bool."""
 
+    @property
+    def exact_state(self) -> bool:
+        """Whether a restored agent goes on exactly as it would have."""
+
     def advance(self) -> IterationReport:
         """One iteration, and what it gave."""
 
@@ -72,13 +78,6 @@ class Agent(Protocol):
         """State in."""
 
 
-@dataclass
-class _StopRequest:
-    """Whether a signal has asked the run to stop."""
-
-    received: bool = False
-
-
 class Runner:
     """Drives an agent to the end of its steps.
 
@@ -86,99 +85,173 @@ class Runner:
         config: the arm.
         agent: what learns.
         directory: where its output goes.
+        state: where a continued run goes on from: what `load_checkpoint` gave.
+
+    Attributes:
+        abandoned_iteration: a signal came in an iteration too long to wait for, which still runs.
     """
 
-    def __init__(self, config: TrainConfig, agent: Agent, directory: RunDirectory) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        agent: Agent,
+        directory: RunDirectory,
+        state: dict[str, Any] | None = None,
+    ) -> None:
         self.config = config
         self.agent = agent
         self.directory = directory
-        self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config))
-        self._steps_per_second = 0.0
-        self._last_checkpoint: str | None = None
-
-    @classmethod
-    def resume(cls, config: TrainConfig, agent: Agent, directory: RunDirectory) -> Runner:
-        """A runner that continues from the newest checkpoint that is whole.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        for path in checkpoints(directory.checkpoints):
-            try:
-                state = load_checkpoint(path)
-            except DamagedCheckpointError as error:
-                print(f"{error} Falling back to the one before.", file=sys.stderr)
-                continue
-            runner = cls.__new__(cls)
-            runner.config, runner.agent, runner.directory = config, agent, directory
+        self.abandoned_iteration = False
+        self.halted: list[dict[str, Any]] = []
+        positions = state["telemetry"]["positions"] if state else None
+        if state:
             agent.load_state_dict(state["agent"])
-            runner.telemetry = Telemetry(
-                directory, agent.seeds, _thresholds(config), state["telemetry"]["positions"]
-            )
-            runner.telemetry.load_state_dict(state["telemetry"], agent.steps)
-            runner._steps_per_second = 0.0
-            runner._last_checkpoint = path.name
-            return runner
-        raise ValueError(
-            f"{directory.path} has no checkpoint to continue from; start it anew with"
-            f" --config {directory.path / 'config.yaml'}."
-        )
+            self.halted = state["halted"]
+        self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config), positions)
+        if state:
+            self.telemetry.load_state_dict(state["telemetry"], agent.steps)
+        self._last_checkpoint: str | None = None
+        self._last_write = monotonic()
+        self._writing_fails = False
+        self._iteration_seconds = math.inf
+        self._steps_per_second = 0.0
+        self._held: tuple[int, dict[str, Any]] | None = None
+        self._say: Callable[[str], None] = print
 
     def run(self) -> Outcome:
-        """Train until the steps are done, every member is halted, or SIGINT or SIGTERM asks to
-        stop; in each case everything is written and a checkpoint saved."""
+        """Train until the steps are done, every member is halted, or a signal asks to stop; in
+        each case everything is written and a checkpoint saved, if the disk lets it."""
         config, agent = self.config, self.agent
         title = f"{config.run.env} {config.run.opt}"
-        last_flush = monotonic()
         next_checkpoint = self._next_checkpoint()
-        with _stop_on_signals() as stop, ProgressDisplay(title, config.logging.print_every) as show:
-            show.show(self._standing())
-            while agent.iteration < config.num_iterations and agent.healthy.any():
-                self._advance(show)
-                if agent.steps >= next_checkpoint:
-                    self.checkpoint()
-                    next_checkpoint = self._next_checkpoint()
-                if monotonic() - last_flush > FLUSH_SECONDS:
-                    self.telemetry.flush(agent.steps)
-                    last_flush = monotonic()
-                if stop.received:
-                    break
-            self.checkpoint()
-        outcome = self._outcome()
-        self._write_status(outcome.value)
-        self.telemetry.close()
+        with StopSignals() as stop, ProgressDisplay(title, config.logging.print_every) as display:
+            self._say = display.say
+            self._attempt(self._hold)
+            display.show(self._standing())
+            try:
+                while agent.iteration < config.num_iterations and agent.healthy.any():
+                    self._advance(stop)
+                    display.show(self._standing())
+                    may_write = not self._writing_fails or self._write_is_due()
+                    if agent.steps >= next_checkpoint and may_write:
+                        if self._attempt(self.checkpoint):
+                            next_checkpoint = self._next_checkpoint()
+                    elif self._write_is_due():
+                        self._attempt(self._flush)
+                    if stop.received:
+                        break
+                with contextlib.suppress(OSError):
+                    self.directory.restore(config)
+                saved = self._attempt(self.checkpoint)
+            except StopNow:
+                self.abandoned_iteration = True
+                saved = self._attempt(self._save_held)
+        outcome = self._outcome() if saved else Outcome.UNSAVED
+        self._attempt(lambda: self._write_status(outcome.value))
         return outcome
 
     def checkpoint(self) -> None:
-        """Save everything that a continued run needs."""
-        steps = self.agent.steps
-        self.telemetry.flush(steps, sync=True)
-        path = save_checkpoint(
-            self.directory.checkpoints,
-            steps,
-            {"agent": self.agent.state_dict(), "telemetry": self.telemetry.state_dict()},
-            self.config.logging.keep_checkpoints,
-        )
-        self._last_checkpoint = path.name
+        """Save everything that a continued run needs.
+
+        Raises:
+            OSError: if it cannot be written; the checkpoints there are stay as they are.
+        """
+        self._flush(sync=True)
+        self._save(self.agent.steps, self._state())
         self._write_status("running")
 
-    def _advance(self, show: ProgressDisplay) -> None:
+    def _advance(self, stop: StopSignals) -> None:
         agent = self.agent
         steps_before, start = agent.steps, monotonic()
+        stop.iteration_begins(self._iteration_seconds)
         report = agent.advance()
-        elapsed = monotonic() - start
-        rate = (agent.steps - steps_before) * len(agent.seeds) / elapsed
+        stop.iteration_ends()
+        self._iteration_seconds = monotonic() - start
+        rate = (agent.steps - steps_before) * len(agent.seeds) / self._iteration_seconds
         self._steps_per_second = (
             0.9 * self._steps_per_second + 0.1 * rate if self._steps_per_second else rate
         )
         to_log = agent.iteration % self.config.logging.log_every == 0
         warnings = self.telemetry.record(report, agent.steps, agent.healthy, rate, to_log)
         for member, cause in report.halted:
-            show.say(f"seed {agent.seeds[member]} halted at step {agent.steps:,}: {cause}")
+            seed = agent.seeds[member]
+            self.halted.append({"seed": seed, "step": agent.steps, "cause": cause})
+            self._say(f"seed {seed} halted at step {agent.steps:,}: {cause}")
         for warning in warnings:
             seed = agent.seeds[warning.member]
-            show.say(f"warning: seed {seed}, step {agent.steps:,}: {warning.description}")
-        show.show(self._standing())
+            self._say(f"warning: seed {seed}, step {agent.steps:,}: {warning.description}")
+        if self._iteration_seconds > PATIENCE_SECONDS:
+            self._attempt(self._hold)
+
+    # ── What is written, and what if it cannot be ───────────────────────────────────────────────
+
+    def _attempt(self, write: Callable[[], None]) -> bool:
+        """Write, if the disk lets us; where it does not, say so once and go on."""
+        try:
+            self.directory.check_exists()
+            write()
+        except OSError as error:
+            if not self._writing_fails:
+                self._say(
+                    f"Cannot write to {self.directory.path}: {error.strerror or error}. Training"
+                    f" goes on; the next attempt is in {FLUSH_SECONDS:.0f} s."
+                )
+            self._writing_fails, self._last_write = True, monotonic()
+            return False
+        if self._writing_fails:
+            self._say(f"Writing to {self.directory.path} works again.")
+        self._writing_fails, self._last_write = False, monotonic()
+        return True
+
+    def _write_is_due(self) -> bool:
+        return monotonic() - self._last_write > FLUSH_SECONDS
+
+    def _flush(self, sync: bool = False) -> None:
+        self.telemetry.flush(self.agent.steps, sync)
+        self._write_status("running")
+
+    def _hold(self) -> None:
+        """Keep the present state, to save it if a signal comes in the iteration that follows."""
+        self._flush()
+        self._held = (self.agent.steps, self._state())
+
+    def _save_held(self) -> None:
+        assert self._held is not None, "the state before the first iteration is held"
+        self._save(*self._held)
+
+    def _save(self, steps: int, state: dict[str, Any]) -> None:
+        keep = self.config.logging.keep_checkpoints
+        path = save_checkpoint(self.directory.checkpoints, steps, state, keep)
+        self._last_checkpoint = path.name
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "agent": self.agent.state_dict(),
+            "telemetry": self.telemetry.state_dict(),
+            "halted": list(self.halted),
+        }
+
+    def _write_status(self, state: str) -> None:
+        standing = self._standing()
+        mean_return = standing.mean_return
+        self.directory.write_status(
+            {
+                "state": state,
+                "process": os.getpid(),
+                "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+                "steps": standing.steps,
+                "total_steps": standing.total_steps,
+                "steps_per_second": round(standing.steps_per_second, 1),
+                "seconds_left": round(standing.seconds_left, 1),
+                "mean_return": mean_return if math.isfinite(mean_return) else None,
+                "healthy_members": standing.healthy,
+                "members": standing.members,
+                "halted": self.halted,
+                "last_checkpoint": self._last_checkpoint,
+            }
+        )
+
+    # ── Where it stands ─────────────────────────────────────────────────────────────────────────
 
     def _standing(self) -> Standing:
         agent = self.agent
@@ -197,24 +270,9 @@ class Runner:
             members=len(agent.seeds),
         )
 
-    def _write_status(self, state: str) -> None:
-        standing = self._standing()
-        mean_return = standing.mean_return
-        self.directory.write_status(
-            {
-                "state": state,
-                "steps": standing.steps,
-                "total_steps": standing.total_steps,
-                "steps_per_second": round(standing.steps_per_second, 1),
-                "seconds_left": round(standing.seconds_left, 1),
-                "mean_return": mean_return if np.isfinite(mean_return) else None,
-                "healthy_members": standing.healthy,
-                "members": standing.members,
-                "last_checkpoint": self._last_checkpoint,
-            }
-        )
-
     def _outcome(self) -> Outcome:
+        if self.abandoned_iteration:
+            return Outcome.INTERRUPTED
         if self.agent.iteration >= self.config.num_iterations:
             return Outcome.FINISHED
         return Outcome.INTERRUPTED if self.agent.healthy.any() else Outcome.ALL_HALTED
@@ -224,28 +282,22 @@ class Runner:
         return (self.agent.steps // every + 1) * every
 
 
+def newest_state(directory: RunDirectory) -> dict[str, Any]:
+    """What the newest checkpoint that is whole holds; damaged ones are passed over, saying so.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for path in checkpoints(directory.checkpoints):
+        try:
+            return load_checkpoint(path)
+        except DamagedCheckpointError as error:
+            print(f"{error} Falling back to the one before.", file=sys.stderr)
+    raise ValueError(
+        f"{directory.path} has no checkpoint to continue from; start it anew with"
+        f" --config {directory.path / 'config.yaml'}."
+    )
+
+
 def _thresholds(config: TrainConfig) -> Thresholds:
     return config.warnings.thresholds(config.ppo.activation)
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[_StopRequest]:
-    """SIGINT and SIGTERM ask to stop; a second one stops at once."""
-    request = _StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if request.received:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        request.received = True
-        print("\nStopping after this iteration; once more to stop at once.", file=sys.stderr)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -154,11 +154,6 @@ class Telemetry:
         for table in (self.episodes, self.statistics, self.events):
             table.rewind(step)
 
-    def close(self) -> None:
-        """Close the event files."""
-        for log in self._logs.values():
-            log.close()
-
     def _record_statistics(
         self, scalars: Mapping[str, NDArray], step: int, healthy: NDArray
     ) -> None:

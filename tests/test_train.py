@@ -123,7 +123,7 @@ def test_a_preset_sets_what_flags_then_override():
         "epochs: 3\nlearning_rate: 1e-3\nhidden_sizes: [32, 16]\nsteps: 2e3\n"
     )
     Path("b.yaml").write_text("epochs: 4\nopt_kwargs: {sigma: 1e-2, betas: [0.9, 0.99]}\n")
-    config, _ = train.parse(["--config", "a.yaml", "b.yaml", "--hidden-sizes", "8"])
+    config = train.parse(["--config", "a.yaml", "b.yaml", "--hidden-sizes", "8"])
     assert config.ppo.epochs == 4
     assert config.ppo.learning_rate == 1e-3
     assert config.ppo.hidden_sizes == (8,)
