@@ -62,9 +62,10 @@ class BatchedMujocoVecEnv(VecEnv):
         self._env = BatchedMujocoEnv(
             task, num_envs, threads, max_episode_steps, render_mode, **env_kwargs
         )
+        self.spec = gymnasium.spec(task)  # VecMonitor writes the task's name in its file
         self._attributes: list[dict[str, Any]] = [
             {
-                "spec": gymnasium.spec(task),
+                "spec": self.spec,
                 "render_mode": render_mode,
                 "metadata": self._env.metadata,
                 "observation_space": self._env.single_observation_space,
