@@ -93,8 +93,10 @@ def set_up(command: Command) -> Runner:
     """
     config = command.settings
     _check_device(config.run.device)
+    # Before the directory is locked: its processes must not inherit the lock.
+    population = Population(config)
     if command.resume is None:
-        return Runner(config, Population(config), RunDirectory.create(config))
+        return Runner(config, population, RunDirectory.create(config))
 
     directory, before = RunDirectory.open(command.resume)
     directory.lock()
@@ -105,7 +107,7 @@ def set_up(command: Command) -> Runner:
             f" {'; '.join(changes)}. Add --accept-changes to continue all the same."
         )
     state = newest_state(directory)
-    runner = Runner(config, Population(config), directory, state)
+    runner = Runner(config, population, directory, state)
     directory.describe(config)
     for change in changes:
         runner.telemetry.event(0, runner.agent.steps, "changed", change)
@@ -146,10 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(f"{outcome.value.capitalize()}. Look at it with:\n  tensorboard --logdir {path}")
         code = 0
-    if runner.abandoned_iteration:
-        # Its threads are still at work; what they do is not wanted any more.
-        sys.stdout.flush()
-        os._exit(code)
+    runner.agent.close()
     return code
 
 

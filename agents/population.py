@@ -1,13 +1,13 @@
-"""A population: S members split into blocks that learn side by side, one thread a block.
+"""A population: S members split into blocks that learn side by side, one process a block.
 
 Because a member does not know how many others there are, how the members are divided among
-threads changes nothing but the time it takes.
+them changes nothing but the time it takes.
 """
 
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from agents.optimizers.population import PopulationOptimizer
 from agents.ppo import PPO
 from agents.random_streams import RandomStreams, environment_seeds
 from agents.report import IterationReport
+from agents.workers import BlockProcess
 from envs.normalization import NormalizeObservation, NormalizeReward
 
 
@@ -30,11 +31,20 @@ class Population:
 
     Args:
         config: the arm.
+
+    Attributes:
+        learner: the first block, which learns in this process; the others have their own.
+        healthy: [S] bool, the members that still learn.
+        exact_state: whether the environments can be saved and restored bit for bit.
+
+    Raises:
+        ValueError: if the environment, the optimizer or one of their settings will not do.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.seeds = config.member_seeds
+        self.healthy = np.ones(len(self.seeds), dtype=bool)
         # Operations are never split across threads: that would make a member's bits depend on
         # how many there are. Members are.
         torch.set_num_threads(1)
@@ -43,50 +53,56 @@ class Population:
         ends = np.cumsum(sizes)
         self._bounds = [(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
         threads = max(1, config.threads // num_blocks)
-        self.blocks: list[PPO] = []
-        for start, end in self._bounds:
-            self.blocks.append(make_learner(config, self.seeds[start:end], threads))
-        self._pool = ThreadPoolExecutor(num_blocks, thread_name_prefix="members")
+        makers = [
+            partial(make_learner, config, self.seeds[start:end], threads)
+            for start, end in self._bounds
+        ]
+        self.learner = makers[0]()
+        self.exact_state = getattr(self.learner.env.unwrapped, "exact_state", False)
+        self._others: list[BlockProcess] = []
+        for make in makers[1:]:
+            self._others.append(BlockProcess(make, self._others))
 
     def advance(self) -> IterationReport:
         """One iteration of every member."""
-        reports = list(self._pool.map(lambda block: block.advance(), self.blocks))
-        return _merge_reports(reports, [start for start, _ in self._bounds])
+        for other in self._others:
+            other.begin("advance")
+        reports = [self.learner.advance(), *(other.result() for other in self._others)]
+        report = _merge_reports(reports, [start for start, _ in self._bounds])
+        self.healthy[[member for member, _ in report.halted]] = False
+        return report
 
     @property
     def iteration(self) -> int:
         """Iterations done."""
-        return self.blocks[0].iteration
+        return self.learner.iteration
 
     @property
     def steps(self) -> int:
         """Environment steps of each member."""
-        return self.blocks[0].steps
-
-    @property
-    def healthy(self) -> np.ndarray:
-        """[S] bool: the members that still learn."""
-        return np.concatenate([block.healthy for block in self.blocks])
-
-    @property
-    def exact_state(self) -> bool:
-        """Whether the environments can be saved and restored bit for bit."""
-        return all(getattr(block.env.unwrapped, "exact_state", False) for block in self.blocks)
+        return self.learner.steps
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the members are, member axis first, however they are split into blocks."""
-        return _join([block.state_dict() for block in self.blocks])
+        for other in self._others:
+            other.begin("state_dict")
+        return _join([self.learner.state_dict(), *(other.result() for other in self._others)])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state_dict` gave, on any number of threads."""
-        for block, (start, end) in zip(self.blocks, self._bounds, strict=True):
-            block.load_state_dict(_part(state, start, end, len(self.seeds)))
+        parts = [_part(state, start, end, len(self.seeds)) for start, end in self._bounds]
+        for other, part in zip(self._others, parts[1:], strict=True):
+            other.begin("load_state_dict", part)
+        self.learner.load_state_dict(parts[0])
+        for other in self._others:
+            other.result()
+        self.healthy = state["healthy"].copy()
 
     def close(self) -> None:
-        """Release threads and environments."""
-        self._pool.shutdown()
-        for block in self.blocks:
-            block.env.close()
+        """End the processes and close the environments."""
+        for other in self._others:
+            other.close()
+        self.learner.env.close()
 
 
 def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO:

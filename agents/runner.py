@@ -77,6 +77,9 @@ class Agent(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """State in."""
 
+    def close(self) -> None:
+        """Let go of processes and environments."""
+
 
 class Runner:
     """Drives an agent to the end of its steps.
@@ -86,9 +89,6 @@ class Runner:
         agent: what learns.
         directory: where its output goes.
         state: where a continued run goes on from: what `load_checkpoint` gave.
-
-    Attributes:
-        abandoned_iteration: a signal came in an iteration too long to wait for, which still runs.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Runner:
         self.config = config
         self.agent = agent
         self.directory = directory
-        self.abandoned_iteration = False
+        self._abandoned_iteration = False
         self.halted: list[dict[str, Any]] = []
         positions = state["telemetry"]["positions"] if state else None
         if state:
@@ -126,6 +126,9 @@ class Runner:
         next_checkpoint = self._next_checkpoint()
         with StopSignals() as stop, ProgressDisplay(title, config.logging.print_every) as display:
             self._say = display.say
+            if agent.iteration == 0:
+                # From now on there is something to continue from, whenever the run is killed.
+                self._attempt(self.checkpoint)
             self._attempt(self._hold)
             display.show(self._standing())
             try:
@@ -144,7 +147,7 @@ class Runner:
                     self.directory.restore(config)
                 saved = self._attempt(self.checkpoint)
             except StopNow:
-                self.abandoned_iteration = True
+                self._abandoned_iteration = True
                 saved = self._attempt(self._save_held)
         outcome = self._outcome() if saved else Outcome.UNSAVED
         self._attempt(lambda: self._write_status(outcome.value))
@@ -271,7 +274,7 @@ class Runner:
         )
 
     def _outcome(self) -> Outcome:
-        if self.abandoned_iteration:
+        if self._abandoned_iteration:
             return Outcome.INTERRUPTED
         if self.agent.iteration >= self.config.num_iterations:
             return Outcome.FINISHED

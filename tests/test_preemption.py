@@ -286,7 +286,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_said_once_and_leaves_the_last_good_checkpoint(small_disk, capfd):
     arguments = [*BASE, "--env", "Hopper-v4", "--steps", "6400", "--out", str(small_disk / "run")]
     process = in_a_process(arguments)
-    while not checkpoints(small_disk / "run" / "checkpoints"):
+    while len(checkpoints(small_disk / "run" / "checkpoints")) < 2:
         time.sleep(0.02)
     fill(small_disk / "ballast")
     assert finish(process) == 74
@@ -342,3 +342,25 @@ def test_a_sick_member_is_reported_and_counted_and_the_run_ends_well(capfd):
         load_checkpoint(checkpoints(Path(d, "checkpoints"))[0])["agent"] for d in ("sick", "well")
     ]
     assert torch.equal(*[state["parameters"][1] for state in states])
+
+
+def test_the_slurm_script_saves_on_sigterm_requeues_and_continues(monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/requeued\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("RUN", str(tmp_path / "run"))
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    arguments = [*BASE, "--env", "Hopper-v4", "--opt", "adam", "--steps", "20000"]
+    script = ["bash", str(ROOT / "examples" / "slurm.sh"), *arguments]
+    job = subprocess.Popen(script, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while len(checkpoints(tmp_path / "run" / "checkpoints")) < 2:
+        time.sleep(0.1)
+        assert job.poll() is None
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == 75
+    assert (tmp_path / "requeued").read_text() == "requeue 42\n"
+    assert subprocess.run(script, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"

@@ -156,7 +156,7 @@ def test_a_member_that_becomes_non_finite_is_halted_and_harms_nobody():
     clean = Population(config(seeds=3, threads=1))
     for population in (sick, clean):
         population.advance()
-    sick.blocks[0].networks.parameters.data[1, 5] = float("nan")
+    sick.learner.networks.parameters.data[1, 5] = float("nan")
     reports = [sick.advance() for _ in range(3)]
     for _ in range(3):
         clean.advance()
@@ -166,8 +166,8 @@ def test_a_member_that_becomes_non_finite_is_halted_and_harms_nobody():
     assert not reports[2].halted
     assert sick.healthy.tolist() == [True, False, True]
     assert torch.equal(
-        sick.blocks[0].networks.parameters.data[[0, 2]],
-        clean.blocks[0].networks.parameters.data[[0, 2]],
+        sick.learner.networks.parameters.data[[0, 2]],
+        clean.learner.networks.parameters.data[[0, 2]],
     )
 
 

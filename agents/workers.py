@@ -1,0 +1,111 @@
+"""Blocks of members in processes of their own.
+
+Threads would not do: a learner of this size spends half its time in short native calls, each of
+which gives Python's global lock away and asks for it back, so that two threads together are hardly
+faster than one. Processes share nothing but an iteration's report.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import signal
+import sys
+import traceback
+import weakref
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+from agents.report import IterationReport
+
+
+class Block(Protocol):
+    """Some members of a population."""
+
+    def advance(self) -> IterationReport:
+        """One iteration, and what it gave."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State out."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """State in."""
+
+
+class BlockProcess:
+    """A block in a process of its own. What is asked for is begun at once and fetched later.
+
+    Args:
+        make: makes the block; called in the process.
+        siblings: processes begun before, whose connections this one must not keep open.
+
+    Attributes:
+        close: ends the process, whatever it is doing.
+    """
+
+    def __init__(self, make: Callable[[], Block], siblings: list[BlockProcess]) -> None:
+        # A fork shares the memory of everything imported; elsewhere than on Linux it is not safe.
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self.connection, theirs = context.Pipe()
+        inherited = [self.connection, *(sibling.connection for sibling in siblings)]
+        self._process = context.Process(  # type: ignore[attr-defined]
+            target=_serve, args=(theirs, make, inherited), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        # It ignores the signals that would end it, so it must not outlive this object.
+        self.close = weakref.finalize(self, _end, self.connection, self._process)
+
+    def begin(self, method: str, *arguments: Any) -> None:
+        """Ask for `block.method(*arguments)`."""
+        self.connection.send_bytes(pickle.dumps((method, arguments)))
+
+    def result(self) -> Any:
+        """What was asked for.
+
+        Raises:
+            RuntimeError: if the process failed or died.
+        """
+        try:
+            value, error = pickle.loads(self.connection.recv_bytes())
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(
+                f"A worker process died (exit code {self._process.exitcode}); continue the run"
+                " from its last checkpoint with --resume."
+            ) from None
+        if error:
+            raise RuntimeError(f"A worker process failed:\n{error}")
+        return value
+
+
+def _end(connection: Connection, process: BaseProcess) -> None:
+    """End a process, whatever it is doing."""
+    connection.close()
+    process.kill()
+    process.join()
+
+
+def _serve(connection: Connection, make: Callable[[], Block], inherited: list[Connection]) -> None:
+    """Answer one request after another until the other side is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for other in inherited:
+        other.close()
+    block = None
+    while True:
+        try:
+            method, arguments = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        try:
+            block = block or make()
+            answer: tuple[Any, str | None] = (getattr(block, method)(*arguments), None)
+        except Exception:
+            answer = (None, traceback.format_exc())
+        try:
+            connection.send_bytes(pickle.dumps(answer))
+        except BrokenPipeError:
+            return
