@@ -1,14 +1,83 @@
-"""Compare what `train.py` left: `python evaluate.py compare ARM… --out report/`."""
+"""Look at what `train.py` left: score policies, film them, compare arms.
 
+python evaluate.py RUN… [--video out.mp4] [--image out.png]
+python evaluate.py compare ARM… --out report/
+"""
+
+from __future__ import annotations
+
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+# Before NumPy is imported: products this small are never worth a second thread.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import tyro
 
-from analysis.arm import InputError
+from agents.flags import Count, Keywords
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gymnasium.vector import VectorEnv
+    from numpy.typing import NDArray
+
+    from agents.evaluation import Episodes, Policies
+    from analysis.scores import Score
+
+DESCRIPTION = """Play every member of trained runs and say what each and the population is worth.
+To compare arms: evaluate.py compare --help
+
+Examples:
+  python evaluate.py runs/Ant-v4-upgd
+  python evaluate.py runs/Ant-v4-adam runs/Ant-v4-upgd --episodes 50 --out scores
+  python evaluate.py runs/Hopper-v4-upgd --checkpoint 900000 --env Hopper-v5
+  python evaluate.py runs/Hopper-v4-upgd --video hopper.mp4 --image hopper.png
+  python evaluate.py ppo_hopper.zip --env Hopper-v4"""
+
+
+EXTRAS = {
+    "imageio_ffmpeg": "video",
+    "PIL": "video",
+    "stable_baselines3": "sb3",
+    "sb3_contrib": "sb3",
+}
+"""Package → the extra that installs it; "analysis" for the others."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is played, and where its scores go."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories of train.py, or models that Stable-Baselines3 saved (.zip)."""
+    episodes: Count = 20
+    """Episodes of each member."""
+    stochastic: bool = False
+    """Sample actions from the policy, as in training, instead of playing their mean."""
+    seed: Count = 0
+    """Chooses the episodes' initial states; they are never those of training."""
+    checkpoint: str | None = None
+    """A run's checkpoint: a file, or the step at which it was written; by default the newest."""
+    env: str | None = None
+    """Play another variant of the task, of the same observations and actions."""
+    env_kwargs: Keywords = field(default_factory=dict)
+    """Keyword arguments of the environment's constructor, besides those of training."""
+    max_episode_steps: Count | None = None
+    """Time limit of an episode; by default the environment's own."""
+    threads: Count = 0
+    """Threads for the physics; 0 means the cores this process may use."""
+    out: Path | None = None
+    """Folder for scores.json, members.csv and episodes.csv of all runs together; by default one
+    for each run, in its evaluation/."""
+    video: Path | None = None
+    """Film the best, the median and the worst member (.mp4)."""
+    image: Path | None = None
+    """A film strip of the same (.png)."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +137,182 @@ def _print_verdict(title: str, verdict: dict[str, list[str]]) -> None:
     print()
 
 
+def score(arguments: Scoring) -> None:
+    """Play, print the tables, write the files, film."""
+    # MuJoCo cannot be imported where the renderer that this names is not installed, and scoring
+    # needs none.
+    wanted_renderer = os.environ.pop("MUJOCO_GL", None)
+    from rich.console import Console
+
+    from agents.evaluation import evaluation_seeds, load_policies, make_env
+    from agents.evaluation.renderer import select_renderer
+    from analysis.scores import table, write_scores
+
+    _check_scoring(arguments)
+    console = Console()
+    policies = [load_policies(run, arguments.checkpoint) for run in arguments.runs]
+    films = arguments.video is not None or arguments.image is not None
+    if films:
+        select_renderer(wanted_renderer)
+    threads = arguments.threads or len(os.sched_getaffinity(0))
+    environments = [
+        make_env(
+            one,
+            arguments.episodes,
+            threads,
+            arguments.env,
+            arguments.env_kwargs,
+            arguments.max_episode_steps,
+        )
+        for one in policies
+    ]
+    scores = []
+    for one, env in zip(policies, environments, strict=True):
+        seeds = evaluation_seeds(arguments.seed, len(one.seeds), arguments.episodes)
+        episodes = _watch(one, env, seeds, arguments.stochastic)
+        env.close()
+        scores.append(_score(arguments, one, episodes))
+        console.print(table(scores[-1]))
+        if arguments.out is None:
+            folder = _own_folder(arguments, one)
+            write_scores(scores[-1:], folder)
+            console.print(f"Scores: {folder}", soft_wrap=True)
+    if arguments.out is not None:
+        write_scores(scores, arguments.out)
+        console.print(f"Scores: {arguments.out}", soft_wrap=True)
+    if films:
+        _film(arguments, policies[0], scores[0])
+
+
+def _check_scoring(arguments: Scoring) -> None:
+    """Refuse what would fail only after everything was played."""
+    for name in ("episodes", "max_episode_steps"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed is {arguments.seed}; it must be at least 0.")
+    if not arguments.runs:
+        raise ValueError("Name at least one run directory, such as runs/Ant-v4-upgd.")
+    films = {"--video": (arguments.video, ".mp4"), "--image": (arguments.image, ".png")}
+    for flag, (path, suffix) in films.items():
+        if path is not None and path.suffix.lower() != suffix:
+            raise ValueError(f"{flag} {path} must end in {suffix}.")
+        if path is not None and len(arguments.runs) > 1:
+            raise ValueError(f"{flag} films one run at a time; {len(arguments.runs)} are named.")
+    if arguments.checkpoint is not None and len(arguments.runs) > 1:
+        raise ValueError(
+            f"--checkpoint picks one of one run; {len(arguments.runs)} runs are named."
+        )
+    if arguments.video is not None:
+        import imageio_ffmpeg  # noqa: F401
+    if arguments.image is not None or arguments.video is not None:
+        import PIL  # noqa: F401
+
+
+def _watch(
+    policies: Policies, env: VectorEnv, seeds: NDArray[np.int64], stochastic: bool
+) -> Episodes:
+    """Play, with a progress bar where somebody looks."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from agents.evaluation import play
+
+    screen = Console(stderr=True)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task(str(policies.path), total=seeds.size)
+        for episodes in play(policies, env, seeds, stochastic):
+            progress.update(task, completed=seeds.size - int(episodes.playing.sum()))
+    return episodes
+
+
+def _score(arguments: Scoring, policies: Policies, episodes: Episodes) -> Score:
+    from analysis.scores import Score
+
+    env_id = arguments.env or policies.env_id
+    kind = "sampled" if arguments.stochastic else "mean"
+    step = "" if policies.step is None else f"step {policies.step:,} · "
+    return Score(
+        title=f"{policies.path} on {env_id}\n"
+        f"{step}{arguments.episodes} episodes each · {kind} action",
+        settings={
+            "run": str(policies.path),
+            "environment": env_id,
+            "env_kwargs": {
+                **({} if arguments.env else policies.env_kwargs),
+                **arguments.env_kwargs,
+            },
+            "max_episode_steps": arguments.max_episode_steps,
+            "checkpoint": policies.checkpoint,
+            "step": policies.step,
+            "action": kind,
+            "episodes": arguments.episodes,
+            "seed": arguments.seed,
+        },
+        members=[policies.path.stem if seed is None else f"seed {seed}" for seed in policies.seeds],
+        seeds=episodes.seeds,
+        returns=episodes.returns,
+        lengths=episodes.lengths,
+        terminated=episodes.terminated,
+        halted=policies.halted,
+    )
+
+
+def _own_folder(arguments: Scoring, policies: Policies) -> Path:
+    """Where a run's scores go if nothing else is said: a folder for each thing that is played."""
+    model = policies.path.is_file()
+    base = policies.path.with_suffix("") if model else policies.path
+    name = str(arguments.env or policies.env_id).replace("/", "_").replace(":", "_")
+    step = "" if policies.step is None else f"-step-{policies.step:012d}"
+    kind = "-stochastic" if arguments.stochastic else ""
+    folder = base.with_name(f"{base.name}_evaluation") if model else base / "evaluation"
+    return folder / f"{name}{step}{kind}"
+
+
+def _film(arguments: Scoring, policies: Policies, score: Score) -> None:
+    """Film a typical episode of the best, the median and the worst member."""
+    from agents.evaluation import make_env
+    from agents.evaluation.film import Shot, film
+
+    shots = []
+    for title, member in score.ranking():
+        episode = score.typical_episode(member)
+        seed, length = score.seeds[member, episode], score.lengths[member, episode]
+        shots.append(Shot(f"{title}: {score.members[member]}", member, int(seed), int(length)))
+    if not shots:
+        raise ValueError(f"There is nothing to film: every episode of {policies.path} failed.")
+    filmed = policies.select([shot.member for shot in shots])
+    env = make_env(
+        filmed,
+        episodes=1,
+        env_id=arguments.env,
+        env_kwargs={**arguments.env_kwargs, "render_mode": "rgb_array"},
+        max_episode_steps=arguments.max_episode_steps,
+    )
+    try:
+        film(filmed, env, shots, arguments.video, arguments.image, arguments.stochastic)
+    finally:
+        env.close()
+    for path in (arguments.video, arguments.image):
+        if path is not None:
+            print(f"Film: {path}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, 2 for anything a person can mend."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] != ["compare"]:
-        print("Usage: python evaluate.py compare ARM… --out FOLDER", file=sys.stderr)
-        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
-    arguments = tyro.cli(Compare, args=argv[1:], prog="evaluate.py compare")
     try:
-        compare(arguments)
+        if argv[:1] == ["compare"]:
+            compare(tyro.cli(Compare, args=argv[1:], prog="evaluate.py compare"))
+        else:
+            score(tyro.cli(Scoring, args=argv, prog="evaluate.py", description=DESCRIPTION))
     except ModuleNotFoundError as error:
-        print(f"Comparing needs {error.name}: pip install 'upgd-ppo[analysis]'.", file=sys.stderr)
+        extra = EXTRAS.get((error.name or "").partition(".")[0], "analysis")
+        print(f"This needs {error.name}: pip install 'upgd-ppo[{extra}]'.", file=sys.stderr)
         return 2
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,10 +1,7 @@
 """From arms to a folder: one HTML page, PNG and PDF figures, and CSV files."""
 
 import io
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import matplotlib.pyplot as plt
 from analysis.arm import Arm, InputError
 from analysis.comparison import Study, compare
 from analysis.figures import figures
+from analysis.folders import appearing_whole
 from analysis.page import Picture, page
 from analysis.tables import tables
 
@@ -57,7 +55,7 @@ def write_report(
     """
     check_destination(out, overwrite)
     study = compare(arms, steps, aggregate)
-    with _appearing_whole(out) as folder:
+    with appearing_whole(out) as folder:
         pictures: dict[str, list[Picture]] = {}
         (folder / "figures").mkdir()
         for result in study.environments:
@@ -82,23 +80,3 @@ def write_report(
         made = f"Made {datetime.now():%Y-%m-%d %H:%M}{' by ' + command if command else ''}."
         (folder / PAGE).write_text(page(study, pictures, data, made), encoding="utf-8")
     return study
-
-
-@contextmanager
-def _appearing_whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all went well and vanishes otherwise."""
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        if out.exists() and any(out.iterdir()):
-            old = partial.with_name(partial.name + "-old")
-            out.rename(old)
-            partial.rename(out)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
