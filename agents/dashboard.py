@@ -18,8 +18,15 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import (
 
 from agents.plasticity.population import Key
 
-LOWEST, HIGHEST = "seeds_min", "seeds_max"
-"""What stands before a population's tag for the lowest and the highest of its seeds."""
+MEAN, LOWEST, HIGHEST = "seeds_mean", "seeds_min", "seeds_max"
+"""What stands before a tag for the curves of a band. The mean is there under its plain tag too, but
+a seed's run has that as well, and TensorBoard complains of a run that has only part of a band."""
+
+FIRST_BANDS = {
+    "return · mean and range over seeds": "rollout/ep_rew_mean",
+    "policy std": "train/std",
+    "approximate KL of an iteration": "train/approx_kl",
+}
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Lost units": ("dormant_fraction", "dead_fraction", "saturated_fraction"),
@@ -55,10 +62,17 @@ def layout(keys: Sequence[Key]) -> Layout:
     Args:
         keys: (network, layer, statistic) of each.
     """
-    sections = [Category(title="Returns and policy", chart=_first_charts())]
+    every_seed = MultilineChartContent(tag=["rollout/ep_rew_mean$"])
+    first = [_band(title, tag) for title, tag in FIRST_BANDS.items()]
+    sections = [
+        Category(
+            title="Returns and policy",
+            chart=[Chart(title="return · every seed", multiline=every_seed), *_shown(first)],
+        )
+    ]
     for title, statistics in SECTIONS.items():
         charts = [
-            _margin(f"{statistic} · {network} {layer}", plasticity_tag((network, layer, statistic)))
+            _band(f"{statistic} · {network} {layer}", plasticity_tag((network, layer, statistic)))
             for statistic in statistics
             for layer, network in sorted(
                 (layer, network)
@@ -67,28 +81,20 @@ def layout(keys: Sequence[Key]) -> Layout:
             )
         ]
         if charts:
-            sections.append(Category(title=title, chart=charts, closed=len(sections) >= OPEN))
+            sections.append(
+                Category(title=title, chart=_shown(charts), closed=len(sections) >= OPEN)
+            )
     return Layout(category=sections)
 
 
-def _first_charts() -> list[Chart]:
-    returns = MarginChartContent.Series(
-        value="rollout/ep_rew_mean", lower="rollout/ep_rew_min", upper="rollout/ep_rew_max"
+def _band(title: str, tag: str) -> Chart:
+    series = MarginChartContent.Series(
+        value=f"{MEAN}/{tag}", lower=f"{LOWEST}/{tag}", upper=f"{HIGHEST}/{tag}"
     )
-    return [
-        Chart(
-            title="return · mean and range over seeds", margin=MarginChartContent(series=[returns])
-        ),
-        _lines("return · every seed", "rollout/ep_rew_mean"),
-        _lines("policy std", "train/std"),
-        _lines("approximate KL of an iteration", "train/approx_kl"),
-    ]
-
-
-def _margin(title: str, tag: str) -> Chart:
-    series = MarginChartContent.Series(value=tag, lower=f"{LOWEST}/{tag}", upper=f"{HIGHEST}/{tag}")
     return Chart(title=title, margin=MarginChartContent(series=[series]))
 
 
-def _lines(title: str, tag: str) -> Chart:
-    return Chart(title=title, multiline=MultilineChartContent(tag=[f"{tag}$"]))
+def _shown(bands: list[Chart]) -> list[Chart]:
+    """TensorBoard shows a section's charts of lines first, then its bands from the last to the
+    first, so that they must be listed backwards."""
+    return bands[::-1]

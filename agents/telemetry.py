@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.dashboard import HIGHEST, LOWEST, layout, plasticity_tag
+from agents.dashboard import FIRST_BANDS, HIGHEST, LOWEST, MEAN, layout, plasticity_tag
 from agents.event_log import EventLog
 from agents.inspection import Inspection
 from agents.plasticity import EarlyWarning, EarlyWarningMonitor, Row, Thresholds
@@ -179,18 +179,9 @@ class Telemetry:
             log.scalars(step, _finite(dict(zip(tags, values, strict=True))))
             log.histograms(step, {k: bins[member] for k, bins in inspection.histograms.items()})
 
-        finite = np.isfinite(table.values)
-        for column in np.flatnonzero(finite.any(0)):
-            values = table.values[finite[:, column], column]
-            tag = tags[column]
-            self._logs["population"].scalars(
-                step,
-                {
-                    tag: values.mean(),
-                    f"{LOWEST}/{tag}": values.min(),
-                    f"{HIGHEST}/{tag}": values.max(),
-                },
-            )
+        columns = dict(zip(tags, table.values.T, strict=True))
+        means = {tag: _mean_of(values) for tag, values in columns.items()}
+        self._logs["population"].scalars(step, _finite(means) | _bands(columns))
 
     def _log_scalars(
         self, scalars: Mapping[str, NDArray], step: int, healthy: NDArray, fps: float
@@ -218,7 +209,8 @@ class Telemetry:
                 "rollout/ep_rew_max": returns[-1],
             }
         summary["population/healthy_members"] = float(healthy.sum())
-        self._logs["population"].scalars(step, _finite(summary))
+        bands = _bands({tag: columns[tag][healthy] for tag in FIRST_BANDS.values()})
+        self._logs["population"].scalars(step, _finite(summary) | bands)
 
 
 def _watched_rows(report: IterationReport, step: int, members: NDArray) -> Iterator[Row]:
@@ -240,6 +232,18 @@ def _mean(recent: deque[tuple[float, int]], column: int) -> float:
 def _mean_of(values: NDArray) -> float:
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else float("nan")
+
+
+def _bands(columns: Mapping[str, NDArray]) -> dict[str, float]:
+    """Mean, lowest and highest of the finite values under each tag, if there are any."""
+    bands = {}
+    for tag, values in columns.items():
+        values = values[np.isfinite(values)]
+        if len(values):
+            bands[f"{MEAN}/{tag}"] = float(values.mean())
+            bands[f"{LOWEST}/{tag}"] = float(values.min())
+            bands[f"{HIGHEST}/{tag}"] = float(values.max())
+    return bands
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from agents.config import TrainConfig
 from agents.population import Population
 from agents.run_directory import RunDirectory
-from agents.runner import Runner
+from agents.runner import Runner, newest_state
 
 STEPS = 48
 SETTINGS = {
@@ -94,6 +94,7 @@ def test_the_population_shows_the_mean_and_the_range_of_its_members(run):
     curves = np.array([[value for _, value in member[tag]] for member in members])
     for shown, expected in (
         (tag, curves.mean(0)),
+        (f"seeds_mean/{tag}", curves.mean(0)),
         (f"seeds_min/{tag}", curves.min(0)),
         (f"seeds_max/{tag}", curves.max(0)),
     ):
@@ -114,7 +115,8 @@ def test_every_chart_of_the_page_has_a_curve(run):
         for pattern in chart.multiline.tag:
             assert any(re.match(pattern, tag) for tag in tags), chart.title
     titles = [chart.title for chart in charts if chart.title.startswith("dormant_fraction")]
-    assert titles == [
+    # TensorBoard shows bands from the last to the first.
+    assert titles[::-1] == [
         f"dormant_fraction · {place}"
         for place in ("actor layer_1", "critic layer_1", "actor layer_2", "critic layer_2")
     ]
@@ -152,7 +154,7 @@ def test_a_sick_member_leaves_the_statistics_and_the_warnings(tmp_path):
     class Sick(Population):
         def advance(self):
             if self.iteration == 2:
-                self.blocks[0].networks.parameters.data[1] = float("nan")
+                self.learner.networks.parameters.data[1] = float("nan")
             return super().advance()
 
     trained(tmp_path / "run", Sick, statistics_every=1)
@@ -176,7 +178,7 @@ def test_a_run_that_was_killed_and_resumed_leaves_what_an_unbroken_one_does(run,
         trained(path, Dying, probe_every=10)
     settings = config(path, probe_every=10)
     directory, _ = RunDirectory.open(path)
-    Runner.resume(settings, Population(settings), directory).run()
+    Runner(settings, Population(settings), directory, newest_state(directory)).run()
 
     for table in ("statistics", "events", "episodes"):
         ours, theirs = (pd.read_parquet(p / "records" / table) for p in (path, run))

@@ -1,12 +1,15 @@
 """What docs/plasticity.md says is so: its code runs, it names every statistic and every limit."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import torch
 
 from agents import plasticity
+from agents.inspection import PlasticityConfig
 from agents.plasticity import Thresholds
+from agents.plasticity.warnings import WarningConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plasticity.md").read_text(encoding="utf-8")
 
@@ -26,8 +29,18 @@ def test_every_statistic_is_explained():
         *("weight_rank", "utility_mean", "utility_max", "protected_fraction", "effective_step"),
         *("plasticity", "scaled_utility_q25"),
     }
+    names |= {"trainability", "std_0"}
     explained = set(re.findall(r"`(\w+)`", PAGE))
     assert names <= explained, names - explained
+
+
+def test_every_flag_is_named_with_its_default():
+    for settings in (PlasticityConfig, WarningConfig):
+        for setting in dataclasses.fields(settings):
+            assert f"`--{setting.name.replace('_', '-')}`" in PAGE, setting.name
+    for setting in dataclasses.fields(PlasticityConfig):
+        flag = setting.name.replace("_", "-")
+        assert f"| `--{flag}` | {setting.default} |" in PAGE
 
 
 def test_the_default_limits_are_the_documented_ones():
