@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -81,18 +80,27 @@ class AdaptiveUPGD(UPGD):
         )
         BlockOptimizer.__init__(self, params, defaults, noise, generator, members)
 
-    def _direction(self, tile: Tile) -> tuple[Tensor, float]:
-        # m̂/(√v̂ + eps) = (√c₂/c₁)·m/(√v + √c₂·eps): the corrections cost no pass of their own.
+    def _direction(self, tile: Tile, noise: Tensor | None) -> Tensor:
         bucket, (beta1, beta2) = tile.bucket, tile.bucket.group["betas"]
-        correction1 = 1 - beta1**bucket.step
-        correction2 = math.sqrt(1 - beta2**bucket.step)
-        first, second = tile.state["exp_avg"], tile.state["exp_avg_sq"]
-        first.lerp_(tile.gradients, 1 - beta1)
-        second.mul_(bucket.scalar("beta2", beta2))
-        second.addcmul_(tile.gradients, tile.gradients, value=1 - beta2)
-        denominator = torch.sqrt(second, out=tile.scratch[1])
-        denominator.add_(bucket.scalar("eps", correction2 * bucket.group["eps"]))
-        return torch.div(first, denominator, out=denominator), correction2 / correction1
+        direction = tile.scratch[1].zero_() if noise is None else noise
+        # Adam's own kernel, at the learning rate −1: direction ← direction + m̂/(√v̂ + eps), and
+        # both moments, in one pass.
+        torch._fused_adam_(
+            [direction],
+            [tile.gradients],
+            [tile.state["exp_avg"]],
+            [tile.state["exp_avg_sq"]],
+            [],
+            [bucket.scalar("step", bucket.step, torch.float32)],
+            lr=-1.0,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=bucket.group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+        return direction
 
     def _check(self, group: Group) -> None:
         super()._check(group)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.optimizers.blocks import SMALL, TILE, Bucket, Group, Tile, works_in_place
-from agents.optimizers.noise import NOISES, Generators, NoiseFunction, NoiseSource
+from agents.optimizers.noise import NOISES, Generators, NoiseFunction, fill_with_noise
 
 
 class BlockOptimizer(torch.optim.Optimizer):
@@ -46,11 +46,10 @@ class BlockOptimizer(torch.optim.Optimizer):
                 f"noise must be one of {', '.join(map(repr, NOISES))} or a function, got {noise!r}."
             )
         self.noise = noise
-        self._noise_source = NoiseSource(noise if isinstance(noise, str) else "normal")
         self.members = members
         self.generator = generator
         self._buckets: list[Bucket] = []
-        self._placed: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._placed: list[tuple[Tensor, Bucket, dict[str, Tensor]]] = []
         super().__init__(params, defaults)
         self._check_generators()
 
@@ -122,7 +121,7 @@ class BlockOptimizer(torch.optim.Optimizer):
                     self.state[p][name] = value.to(p.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("noise", "_noise_source", "members", "generator")
+        own = ("noise", "members", "generator")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -136,6 +135,10 @@ class BlockOptimizer(torch.optim.Optimizer):
         self._lay_out(self._stepped())
         for bucket in self._buckets:
             self._load(bucket)
+        for bucket in self._buckets:
+            bucket.step += 1
+            for p in bucket.params:
+                self.state[p]["step"] = bucket.step
         for tiles in self._tiles_by_row():
             self._update_rows(tiles)
         for bucket in self._buckets:
@@ -164,9 +167,6 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     def _load(self, bucket: Bucket) -> None:
         group, params = bucket.group, bucket.params
-        bucket.step += 1
-        for p in params:
-            self.state[p]["step"] = bucket.step
         gradients = [p.grad for p in params if p.grad is not None]
         bucket.load("weights", params)
         if group["maximize"]:
@@ -180,35 +180,45 @@ class BlockOptimizer(torch.optim.Optimizer):
         if callable(self.noise) and group["sigma"]:
             bucket.load("noise", [_own_noise(self.noise, p) for p in params])
 
-    def _noise_for(self, tile: Tile) -> Tensor:
-        """Fresh standard noise for a tile, in its last scratch tensor."""
-        out, clip = tile.scratch[-1], tile.bucket.group["noise_clip"]
+    def _noise_for(self, tile: Tile) -> Tensor | None:
+        """σ·ξ for a tile, in its last scratch tensor; None if the group has no noise."""
+        group, out = tile.bucket.group, tile.scratch[-1]
+        sigma, clip = group["sigma"], group["noise_clip"]
+        if not sigma:
+            return None
         if isinstance(self.noise, str):
-            self._noise_source.fill(out, tile.generators)
+            fill_with_noise(out, self.noise, sigma, tile.generators)
         else:
-            out.copy_(tile.noise)
-        return out if clip is None else out.clamp_(-clip, clip)
+            torch.mul(tile.noise, sigma, out=out)
+        return out if clip is None else out.clamp_(-clip * sigma, clip * sigma)
 
     # ── Layout ──────────────────────────────────────────────────────────────────────────────────
 
     def _lay_out(self, active: list[tuple[Group, Tensor]]) -> None:
         """Put these parameters in buckets, unless they already are."""
         if len(active) == len(self._placed) and all(
-            p is q and all(self.state[p].get(name) is view for name, view in views.items())
-            for (_, p), (q, views) in zip(active, self._placed, strict=True)
+            p is placed
+            and bucket.holds(group, p, self.state[p].get("step", 0))
+            and all(self.state[p].get(name) is view for name, view in views.items())
+            for (group, p), (placed, bucket, views) in zip(active, self._placed, strict=True)
         ):
             return
         self._check_generators()
         self._buckets = self._make_buckets(active)
-        # Rows of all buckets are cut alike, so that a member's tiles can be found together.
-        rows_per_tile = max(1, TILE // max(1, sum(bucket.columns for bucket in self._buckets)))
+        columns = sum(bucket.columns for bucket in self._buckets)
+        on_cpu = any(p.device.type == "cpu" for _, p in active)
         for bucket in self._buckets:
             traces = self._move_traces(bucket)
             one = self.generator
             generators = one if isinstance(one, Sequence) else [one] * bucket.rows
+            # Rows of all buckets are cut alike, so that a member's tiles can be found together.
+            rows_per_tile = max(1, TILE // columns) if on_cpu else bucket.rows
             splits_rows = self._splits_rows(bucket.group)
             bucket.make_tiles(traces, generators, rows_per_tile, splits_rows)
-        self._placed = [(p, {name: self.state[p][name] for name in self.traces}) for _, p in active]
+        home = {p: bucket for bucket in self._buckets for p in bucket.params}
+        self._placed = [
+            (p, home[p], {name: self.state[p][name] for name in self.traces}) for _, p in active
+        ]
 
     def _make_buckets(self, active: list[tuple[Group, Tensor]]) -> list[Bucket]:
         together: dict[tuple[Any, ...], tuple[Group, list[Tensor]]] = {}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILE = 2**17
+TILE = 2**18
 """Weights per tile on a CPU: enough to make calls cheap, few enough to stay in cache."""
 
 SMALL = 2**14
@@ -90,6 +90,17 @@ class Bucket:
         self._buffers: dict[str, tuple[Tensor, list[Tensor]]] = {}
         self._scalars: dict[str, tuple[float, Tensor]] = {}
 
+    def holds(self, group: Group, p: Tensor, step: int) -> bool:
+        """Whether a parameter that was put here still belongs here."""
+        first = self.params[0]
+        return (
+            group is self.group
+            and step == self.step
+            and p.dtype == first.dtype
+            and p.device == first.device
+            and (self.gathered or p.is_contiguous())
+        )
+
     def make_tiles(
         self,
         traces: dict[str, Tensor],
@@ -128,11 +139,12 @@ class Bucket:
         """A new tensor of the type that the step computes in."""
         return torch.zeros(rows, columns, dtype=self._dtype, device=self.params[0].device)
 
-    def scalar(self, name: str, value: float) -> Tensor:
+    def scalar(self, name: str, value: float, dtype: torch.dtype | None = None) -> Tensor:
         """`value` as a 0-dimensional tensor; arithmetic with it is cheaper than with a number."""
         if name not in self._scalars:
             device = self.params[0].device
-            self._scalars[name] = value, torch.tensor(value, dtype=self._dtype, device=device)
+            tensor = torch.tensor(value, dtype=dtype or self._dtype, device=device)
+            self._scalars[name] = value, tensor
         elif self._scalars[name][0] != value:
             self._scalars[name] = value, self._scalars[name][1].fill_(value)
         return self._scalars[name][1]

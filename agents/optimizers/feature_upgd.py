@@ -120,10 +120,11 @@ class FeatureUPGD(UPGD):
                 bucket.part(gate, index).copy_(ratio)
         return gate.sigmoid_().nan_to_num_(nan=0.5)
 
-    def _noise_for(self, tile: Tile) -> Tensor:
+    def _noise_for(self, tile: Tile) -> Tensor | None:
         noise = super()._noise_for(tile)
-        for index in _unitless(tile.bucket):
-            tile.bucket.part(noise, index).zero_()
+        if noise is not None:
+            for index in _unitless(tile.bucket):
+                tile.bucket.part(noise, index).zero_()
         return noise
 
     def _splits_rows(self, group: dict[str, Any]) -> bool:

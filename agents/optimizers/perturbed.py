@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from agents.optimizers.block_optimizer import BlockOptimizer
 from agents.optimizers.blocks import Group, Tile
 from agents.optimizers.checks import check_choice, check_learning_rate, check_number
@@ -43,10 +41,8 @@ class PGD(BlockOptimizer):
 
     def _update_rows(self, tiles: list[Tile]) -> None:
         for tile in tiles:
-            group, direction = tile.bucket.group, tile.gradients
-            if group["sigma"]:
-                noise = self._noise_for(tile)
-                direction = torch.add(direction, noise, alpha=group["sigma"], out=noise)
+            group, noise = tile.bucket.group, self._noise_for(tile)
+            direction = tile.gradients if noise is None else noise.add_(tile.gradients)
             if group.get("decay"):
                 shrink = 1 - float(group["lr"]) * group["decay"]
                 tile.weights.mul_(tile.bucket.scalar("shrink", shrink))

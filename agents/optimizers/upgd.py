@@ -178,25 +178,23 @@ class UPGD(BlockOptimizer):
             torch.div(vectors, norms.neg_(), out=bucket.part(gate, index))
         return gate.sigmoid_().nan_to_num_(nan=0.5)
 
-    def _direction(self, tile: Tile) -> tuple[Tensor, float]:
-        """What to descend along, as a tensor and a factor; it may use scratch[1]."""
-        return tile.gradients, 1.0
+    def _direction(self, tile: Tile, noise: Tensor | None) -> Tensor:
+        """What to descend along, with the noise added to it; it may use scratch[1]."""
+        return tile.gradients if noise is None else noise.add_(tile.gradients)
 
     def _move(self, tile: Tile, gate: Tensor) -> None:
         bucket, group = tile.bucket, tile.bucket.group
         lr, protecting = float(group["lr"]), group["protecting"]
-        direction, factor = self._direction(tile)
-        if group["sigma"]:
-            noise = self._noise_for(tile)
-            if not protecting:
-                noise.mul_(gate)
-            direction = torch.add(direction, noise, alpha=group["sigma"] / factor, out=noise)
+        noise = self._noise_for(tile)
+        if noise is not None and not protecting:
+            noise.mul_(gate)
+        direction = self._direction(tile, noise)
         if group["weight_decay"]:
             tile.weights.mul_(bucket.scalar("shrink", 1 - lr * group["weight_decay"]))
         if protecting:
-            tile.weights.addcmul_(direction, gate, value=-group["step_scale"] * lr * factor)
+            tile.weights.addcmul_(direction, gate, value=-group["step_scale"] * lr)
         else:
-            tile.weights.add_(direction, alpha=-group["step_scale"] * lr * factor)
+            tile.weights.add_(direction, alpha=-group["step_scale"] * lr)
 
     # ── Settings ────────────────────────────────────────────────────────────────────────────────
 

@@ -307,6 +307,19 @@ def test_a_state_that_the_user_resets_is_forgotten():
     assert torch.equal(values(model), values(fresh_model))
 
 
+def test_a_model_may_change_its_type_between_steps():
+    model, exact = network(), network()
+    optimizer = AdaptiveUPGD(model.parameters(), sigma=0.0)
+    reference = AdaptiveUPGD(exact.parameters(), sigma=0.0)
+    steps(model, optimizer, range(2))
+    steps(exact, reference, range(2))
+    model.double()
+    steps(model, optimizer, range(2, 4))
+    steps(exact, reference, range(2, 4))
+    assert next(model.parameters()).dtype == torch.float64
+    torch.testing.assert_close(values(model), values(exact), rtol=1e-5, atol=1e-6)
+
+
 def test_a_trace_that_the_user_edits_in_place_counts():
     model = network()
     optimizer = AdaptiveUPGD(model.parameters(), sigma=0.0)

@@ -8,7 +8,6 @@ VARIANTS = {
     "published_snippet": (UPGD, {"step_scale": 2.0}),
     "corrected_denominator": (AdaptiveUPGD, {"corrected_denominator": True}),
     "cauchy": (UPGD, {"noise": "cauchy", "noise_clip": 5.0}),
-    "tabulated_normal": (AdaptiveUPGD, {"noise": "tabulated_normal"}),
     "maximize": (AdaptiveUPGD, {"maximize": True}),
 }
 for cls in (UPGD, AdaptiveUPGD, FeatureUPGD):
