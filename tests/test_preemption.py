@@ -22,13 +22,14 @@ import agents.checkpoint
 import agents.event_log
 import agents.ppo
 import agents.records
+import agents.runner
 import agents.stopping
 import train
 from agents.checkpoint import checkpoints, load_checkpoint
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
-SEEDS, ITERATIONS, ROLLOUT = 2, 12, 64
+SEEDS, ITERATIONS, ROLLOUT = 2, 24, 64
 BASE = [
     *("--rollout-steps", str(ROLLOUT), "--minibatches", "4", "--epochs", "2", "--threads", "2"),
     *("--hidden-sizes", "8", "8", "--seeds", str(SEEDS), "--steps", str(ROLLOUT * ITERATIONS)),
@@ -106,8 +107,8 @@ KILL_POINTS = [
     ("an update", agents.ppo, "compute_gradient", 30, True),
     ("a checkpoint before it has its name", agents.checkpoint.os, "replace", 9, True),
     ("the dropping of old checkpoints", agents.checkpoint, "checkpoints", 3, True),
-    ("the writing of records", agents.records.pq, "write_table", 3, False),
-    ("the writing of events", agents.event_log.os, "fsync", 7, True),
+    ("the writing of records", agents.records.pq, "write_table", 2, False),
+    ("the writing of events", agents.event_log.os, "fsync", 5, True),
 ]
 
 
@@ -194,10 +195,10 @@ def test_a_second_process_on_a_run_directory_is_refused(capfd):
 def test_changes_that_would_change_the_result_need_an_explicit_flag(capfd):
     assert train.main([*BASE, "--env", "Hopper-v4", "--opt", "adam", "--out", "run"]) == 0
     capfd.readouterr()
-    assert train.main(["--resume", "run", "--epochs", "5", "--steps", "1e3"]) == 2
+    assert train.main(["--resume", "run", "--epochs", "5", "--steps", "2e3"]) == 2
     message = capfd.readouterr().err
     assert "--epochs 2 → 5" in message
-    assert "--steps 768 → 1000" in message
+    assert "--steps 1536 → 2000" in message
     assert "--accept-changes" in message
     path = Path("run/versions.json")
     versions = json.loads(path.read_text())
@@ -205,8 +206,8 @@ def test_changes_that_would_change_the_result_need_an_explicit_flag(capfd):
     path.write_text(json.dumps(versions))
     assert train.main(["--resume", "run"]) == 2
     assert "torch 1.0 →" in capfd.readouterr().err
-    assert train.main(["--resume", "run", "--steps", "1e3", "--accept-changes"]) == 0
-    assert json.loads(Path("run/status.json").read_text())["steps"] == 1024
+    assert train.main(["--resume", "run", "--steps", "2e3", "--accept-changes"]) == 0
+    assert json.loads(Path("run/status.json").read_text())["steps"] == 2048
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -249,7 +250,7 @@ def test_an_iteration_with_long_to_go_is_not_waited_for():
 
 def test_a_second_signal_kills_at_once():
     def slow_checkpoints():
-        agents.checkpoint.hashlib.sha256 = lambda *_: time.sleep(60)
+        agents.runner.save_checkpoint = lambda *_: time.sleep(60)
 
     process = in_a_process([*BASE, "--env", "Hopper-v4", "--out", "run"], slow_checkpoints)
     while not Path("run/tensorboard").exists():
