@@ -21,6 +21,7 @@ from tensorboard.plugins.histogram import metadata as histograms
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 FILE_NAME = "events.out.tfevents.0"
+_FILE_VERSION = Event(file_version="brain.Event:2")
 
 
 class EventLog:
@@ -43,7 +44,7 @@ class EventLog:
         self._writer = RecordWriter(self._buffer)
         self.position = position
         if position == 0:
-            self._write(Event(file_version="brain.Event:2"))
+            self._writer.write(_FILE_VERSION.SerializeToString())
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar per tag at a step."""
@@ -88,9 +89,13 @@ class EventLog:
         Raises:
             OSError: if it cannot be written; it is then kept, and the next flush writes it.
         """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        vanished = self.position > 0 and not self._path.exists()
         with open(self._path, "r+b" if self._path.exists() else "wb") as file:
-            file.truncate(self.position)
+            file.truncate(0 if vanished else self.position)
             file.seek(0, os.SEEK_END)
+            if vanished:
+                RecordWriter(file).write(_FILE_VERSION.SerializeToString())
             file.write(self._buffer.getbuffer())
             file.flush()
             if sync:

@@ -274,10 +274,10 @@ def fill(path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for about one checkpoint."""
+    """A file system with room for one short run."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system takes privileges that this user does not have")
     yield folder
