@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,9 +87,10 @@ class PopulationOptimizer:
                 for tensors, generator in zip(self._tensors, generators, strict=True)
             ]
         else:
-            self.optimizers = [
-                spec.build(self._tensors[0], learning_rate, generators, **hyper_parameters)
-            ]
+            tensors = self._tensors[0]
+            if self.layout == "stacked":
+                tensors = _by_network(parameters.views, tensors)
+            self.optimizers = [spec.build(tensors, learning_rate, generators, **hyper_parameters)]
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the step size of every member."""
@@ -181,6 +183,14 @@ def _describe(
             for state in states
         ]
     return kinds
+
+
+def _by_network(names: Iterable[str], tensors: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """A parameter group for each network, so that neither is taken for a layer of the other."""
+    groups: dict[str, list[torch.nn.Parameter]] = {}
+    for name, tensor in zip(names, tensors, strict=True):
+        groups.setdefault(name.partition(".")[0], []).append(tensor)
+    return [{"params": group} for group in groups.values()]
 
 
 def _copy(tree: Any) -> Any:

@@ -93,7 +93,7 @@ class OptimizerSpec:
 
     def build(
         self,
-        parameters: Sequence[Tensor],
+        parameters: Sequence[Any],
         lr: float,
         generators: Sequence[torch.Generator],
         **kwargs: Any,
@@ -101,7 +101,8 @@ class OptimizerSpec:
         """One optimizer for the parameters of a population.
 
         Args:
-            parameters: one tensor [S, D] for layout "flat", tensors [S, …] for "stacked".
+            parameters: one tensor [S, D] for layout "flat", tensors [S, …] or parameter groups of
+                them for "stacked".
             lr: learning rate.
             generators: one per member.
             kwargs: what `resolve` returned.
