@@ -87,10 +87,10 @@ class PopulationOptimizer:
                 for tensors, generator in zip(self._tensors, generators, strict=True)
             ]
         else:
-            tensors = self._tensors[0]
+            groups: list[Any] = [{"params": self._tensors[0]}]
             if self.layout == "stacked":
-                tensors = _by_network(parameters.views, tensors)
-            self.optimizers = [spec.build(tensors, learning_rate, generators, **hyper_parameters)]
+                groups = _by_network(parameters.views, self._tensors[0])
+            self.optimizers = [spec.build(groups, learning_rate, generators, **hyper_parameters)]
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the step size of every member."""

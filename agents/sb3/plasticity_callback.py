@@ -6,6 +6,7 @@ import csv
 import warnings
 from collections.abc import Collection
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TextIO
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,6 +18,8 @@ from agents.plasticity import EarlyWarningMonitor, Measurement, Row, Thresholds
 from agents.sb3.latest_batch import MAX_SAMPLES, latest_batch
 from agents.sb3.statistics import copy_of_parameters, optimizers_of, policy_statistics
 
+DEFAULT_CADENCE = 10_000
+LARGEST_SHARE = 0.02
 COLUMNS = ("step", "network", "layer", "statistic", "value")
 
 
@@ -39,6 +42,7 @@ class PlasticityCallback(BaseCallback):
 
     Args:
         every: environment steps between two measurements; each takes place where a rollout ends.
+            None is 10 000, and more where measuring would else take over 2 % of the time.
         thresholds: where trouble begins; None is fit to the policy's activation.
         log_dir: folder of `plasticity.csv`; None is that of SB3's logs where it keeps some, else
             the current folder.
@@ -55,16 +59,17 @@ class PlasticityCallback(BaseCallback):
 
     def __init__(
         self,
-        every: int = 10_000,
+        every: int | None = None,
         thresholds: Thresholds | None = None,
         log_dir: str | Path | None = None,
         stdout: Collection[str] = ("dormant_fraction", "effective_rank"),
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        if every < 1:
-            raise ValueError(f"PlasticityCallback measures every … steps, at least 1, not {every}.")
-        self.every = every
+        if every is not None and every < 1:
+            raise ValueError(f"PlasticityCallback(every=…) must be at least 1, not {every}.")
+        self.every = DEFAULT_CADENCE if every is None else every
+        self._largest_share = LARGEST_SHARE if every is None else 1.0
         self.thresholds = thresholds
         self.log_dir = None if log_dir is None else Path(log_dir)
         self.stdout = frozenset(stdout)
@@ -81,6 +86,7 @@ class PlasticityCallback(BaseCallback):
     def _on_training_start(self) -> None:
         # Once there are samples enough for the ranks to mean something, then at the cadence.
         self._due = self.num_timesteps + min(self.every, MAX_SAMPLES)
+        self._rest_until = 0.0
         self._iteration = None
         self._file, self._writer = self._open()
 
@@ -90,9 +96,11 @@ class PlasticityCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         self._batch.collect()
         if self._iteration is not None:
+            start = perf_counter()
             self._record(self._iteration.end())
             self._iteration = None
-        if self.num_timesteps >= self._due:
+            self._rest_until = start + (perf_counter() - start) / self._largest_share
+        if self.num_timesteps >= self._due and perf_counter() >= self._rest_until:
             self._iteration = _Iteration(self.model.policy)
             self._due = self.num_timesteps + self.every
 

@@ -322,6 +322,25 @@ def test_a_continued_training_continues_the_file(tmp_path):
     assert pd.read_csv(tmp_path / "plasticity.csv").step.unique().tolist() == [128]
 
 
+def test_left_to_itself_it_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    """Where steps are nearly free, 10 000 of them come too soon for another measurement."""
+    now = [0.0]
+
+    def a_clock_by_which_measuring_takes_a_second():
+        now[0] += 0.5
+        return now[0]
+
+    monkeypatch.setattr(
+        "agents.sb3.plasticity_callback.perf_counter", a_clock_by_which_measuring_takes_a_second
+    )
+    monkeypatch.setattr("agents.sb3.plasticity_callback.DEFAULT_CADENCE", 10)
+    model = PPO("MlpPolicy", "Pendulum-v1", **PPO_SETTINGS | dict(n_steps=32, n_epochs=1))
+    model.learn(30 * 32, callback=PlasticityCallback(log_dir=tmp_path))
+    steps = pd.read_csv(tmp_path / "plasticity.csv").step.unique()
+    # Half a second to measure, 25 s to rest: at two looks at the clock a second, 40 rollouts.
+    assert len(steps) == 1
+
+
 def test_without_logs_the_file_is_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     PPO("MlpPolicy", "Pendulum-v1", **PPO_SETTINGS).learn(
@@ -343,5 +362,5 @@ def test_an_algorithm_without_a_buffer_says_what_to_use():
 
 
 def test_a_cadence_below_one_is_refused():
-    with pytest.raises(ValueError, match="at least 1, not 0"):
+    with pytest.raises(ValueError, match=r"every=….*at least 1, not 0"):
         PlasticityCallback(every=0)
