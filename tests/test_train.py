@@ -95,7 +95,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing_behind(arguments, words,
         ("epochs: [1, 2]\n", ["preset.yaml, line 1", "epochs"]),
         ("epochs: 3\nepochs: 4\n", ["line 2", "twice"]),
         ("activation: gelu\n", ["line 1", "activation", "tanh"]),
-        ("- 1\n", ["preset.yaml", "mapping"]),
+        ("- 1\n", ["preset.yaml", "maps settings"]),
         ("a: [\n", ["preset.yaml", "line", "YAML"]),
     ],
 )
@@ -114,7 +114,7 @@ def test_an_output_directory_that_holds_a_run_or_cannot_be_written_is_refused(ca
     assert sorted(Path("here").rglob("*")) == before
     Path("occupied").mkdir()
     Path("occupied/thesis.tex").write_text("mine")
-    assert "not empty" in refuse(capsys, *QUICK, "--out", "occupied")
+    assert "not an empty directory" in refuse(capsys, *QUICK, "--out", "occupied")
     assert "Cannot write" in refuse(capsys, *QUICK, "--out", "/proc/nowhere")
 
 

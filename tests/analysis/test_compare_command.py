@@ -151,7 +151,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence_and_leaves_nothing(
 def test_a_refusal_reaches_the_shell_as_status_2_without_a_traceback(tmp_path: Path):
     refused = evaluate("compare", tmp_path / "absent", "--out", tmp_path / "report")
     assert refused.returncode == 2
-    assert refused.stderr == f"There is no folder {tmp_path / 'absent'}.\n"
+    assert refused.stderr == f"evaluate.py: error: There is no folder {tmp_path / 'absent'}.\n"
 
 
 def test_a_report_that_fails_halfway_leaves_nothing(
