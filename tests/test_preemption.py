@@ -353,7 +353,7 @@ def test_the_slurm_script_saves_on_sigterm_requeues_and_continues(monkeypatch, t
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("RUN", str(tmp_path / "run"))
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    arguments = [*BASE, "--env", "Hopper-v4", "--opt", "adam", "--steps", "20000"]
+    arguments = [*BASE, "--env", "Hopper-v4", "--opt", "adam", "--steps", "6400"]
     script = ["bash", str(ROOT / "examples" / "slurm.sh"), *arguments]
     job = subprocess.Popen(script, cwd=ROOT, stdout=subprocess.DEVNULL)
     while len(checkpoints(tmp_path / "run" / "checkpoints")) < 2:
