@@ -323,22 +323,17 @@ def test_a_continued_training_continues_the_file(tmp_path):
 
 
 def test_left_to_itself_it_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
-    """Where steps are nearly free, 10 000 of them come too soon for another measurement."""
-    now = [0.0]
+    monkeypatch.setattr("agents.sb3.plasticity_callback.DEFAULT_CADENCE", 64)
 
-    def a_clock_by_which_measuring_takes_a_second():
-        now[0] += 0.5
-        return now[0]
+    def measured(**cadence):
+        callback = PlasticityCallback(log_dir=tmp_path, **cadence)
+        PPO("MlpPolicy", "Pendulum-v1", **PPO_SETTINGS).learn(384, callback=callback)
+        return pd.read_csv(tmp_path / "plasticity.csv").step.nunique()
 
-    monkeypatch.setattr(
-        "agents.sb3.plasticity_callback.perf_counter", a_clock_by_which_measuring_takes_a_second
-    )
-    monkeypatch.setattr("agents.sb3.plasticity_callback.DEFAULT_CADENCE", 10)
-    model = PPO("MlpPolicy", "Pendulum-v1", **PPO_SETTINGS | dict(n_steps=32, n_epochs=1))
-    model.learn(30 * 32, callback=PlasticityCallback(log_dir=tmp_path))
-    steps = pd.read_csv(tmp_path / "plasticity.csv").step.unique()
-    # Half a second to measure, 25 s to rest: at two looks at the clock a second, 40 rollouts.
-    assert len(steps) == 1
+    assert measured(every=64) == 5
+    monkeypatch.setattr("agents.sb3.plasticity_callback.LARGEST_SHARE", 1e-6)
+    assert measured(every=64) == 5  # as told, whatever it costs
+    assert measured() == 1
 
 
 def test_without_logs_the_file_is_in_the_current_folder(tmp_path, monkeypatch):
