@@ -173,6 +173,8 @@ def score(arguments: Scoring) -> None:
         env.close()
         scores.append(_score(arguments, one, episodes))
         console.print(table(scores[-1]))
+        for note in scores[-1].notes:
+            console.print(note, soft_wrap=True, markup=False)
         if arguments.out is None:
             folder = _own_folder(arguments, one)
             write_scores(scores[-1:], folder)

@@ -98,13 +98,19 @@ class Score:
             groups.append((f"the {len(rest)} not halted", self.population(rest)))
         return groups
 
-    def notes(self, k: int) -> str:
-        """What must be known of member k's score."""
-        failed = int(np.isnan(self.returns[k]).sum())
-        words = [self.halted[k]] if k in self.halted else []
-        if failed:
-            words.append(f"the simulator failed in {failed} of {self.returns.shape[1]} episodes")
-        return "; ".join(words)
+    @property
+    def notes(self) -> list[str]:
+        """What must be known of members' scores, a line each."""
+        failed = np.isnan(self.returns).sum(axis=1)
+        lines = [
+            f"{self.members[k]} {cause}; its policy is the last that was finite."
+            for k, cause in self.halted.items()
+        ]
+        return lines + [
+            f"{self.members[k]}: the simulator failed in {failed[k]} of {self.returns.shape[1]}"
+            " episodes, which are left out."
+            for k in np.flatnonzero(failed)
+        ]
 
     def ranking(self) -> list[tuple[str, int]]:
         """("best", member), ("median", …) and ("worst", …): as many as there are members."""
@@ -130,15 +136,12 @@ def table(score: Score) -> Table:
     shown.add_column("")
     for heading in ("return", "std", "95 % interval", "length"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    noted = any(score.notes(k) for k in range(len(score.members)))
-    if noted:
-        shown.add_column("note")
     for k, name in enumerate(score.members):
-        shown.add_row(*_cells(name, score.member(k)), *([score.notes(k)] if noted else []))
+        shown.add_row(*_cells(name, score.member(k)))
     for i, (name, summary) in enumerate(score.groups):
         if i == 0:
             shown.add_section()
-        shown.add_row(*_cells(name, summary), *([""] if noted else []), style="bold")
+        shown.add_row(*_cells(name, summary), style="bold")
     return shown
 
 
