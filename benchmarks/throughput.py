@@ -112,9 +112,9 @@ def training(env_id: str, threads: int, seconds: float, opt: str, seeds: int) ->
     started = time.perf_counter()
     from agents.config import TrainConfig
     from agents.population import Population
-    from agents.progress import ProgressDisplay
     from agents.run_directory import RunDirectory
     from agents.runner import Runner
+    from agents.stopping import StopSignals
 
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig().with_flat(
@@ -129,7 +129,7 @@ def training(env_id: str, threads: int, seconds: float, opt: str, seeds: int) ->
         )
         population = Population(config)
         runner = Runner(config, population, RunDirectory.create(config))
-        display = ProgressDisplay("", 1e9)
+        signals = StopSignals()
         start_up = time.perf_counter() - started
         phases: dict[str, float] = {}
         advance = population.advance
@@ -141,14 +141,15 @@ def training(env_id: str, threads: int, seconds: float, opt: str, seeds: int) ->
             return report
 
         population.advance = advance_and_keep  # type: ignore[method-assign]
-        runner._advance(display)
+        runner._advance(signals)
         phases.clear()
         start, iterations = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
-            runner._advance(display)
+            runner._advance(signals)
             iterations += 1
         elapsed = time.perf_counter() - start
         steps = iterations * config.steps_per_iteration * seeds
+        population.close()
     return {
         "steps_per_second": steps / elapsed,
         "microseconds_per_step": {name: 1e6 * spent / steps for name, spent in phases.items()},
