@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 # Before NumPy is imported: products this small are never worth a second thread.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -289,7 +289,11 @@ def _film(arguments: Scoring, policies: Policies, score: Score) -> None:
         filmed,
         episodes=1,
         env_id=arguments.env,
-        env_kwargs={**arguments.env_kwargs, "render_mode": "rgb_array"},
+        env_kwargs={
+            **_camera(arguments, policies),
+            **arguments.env_kwargs,
+            "render_mode": "rgb_array",
+        },
         max_episode_steps=arguments.max_episode_steps,
     )
     try:
@@ -299,6 +303,15 @@ def _film(arguments: Scoring, policies: Policies, score: Score) -> None:
     for path in (arguments.video, arguments.image):
         if path is not None:
             print(f"Film: {path}")
+
+
+def _camera(arguments: Scoring, policies: Policies) -> dict[str, Any]:
+    """The camera that follows the robot, unless another one is asked for."""
+    from envs.tasks import TASKS
+
+    asked_for = {"camera_id", "camera_name"} & arguments.env_kwargs.keys()
+    native = (arguments.env or policies.env_id) in TASKS
+    return {"camera_name": "track"} if native and not asked_for else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
