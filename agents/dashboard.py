@@ -71,13 +71,15 @@ def layout(keys: Sequence[Key]) -> Layout:
         )
     ]
     for title, statistics in SECTIONS.items():
+        # Four charts a row where there are two hidden layers; output layers are folded away.
+        left_out = {"all", "output"} if len(sections) < OPEN else {"all"}
         charts = [
             _band(f"{statistic} · {network} {layer}", plasticity_tag((network, layer, statistic)))
             for statistic in statistics
             for layer, network in sorted(
                 (layer, network)
                 for network, layer, name in keys
-                if name == statistic and (layer != "all" or statistic == "trainability")
+                if name == statistic and (layer not in left_out or statistic == "trainability")
             )
         ]
         if charts:
