@@ -203,7 +203,7 @@ def test_a_run_that_is_interrupted_and_continued_equals_one_that_was_not():
         stderr=subprocess.PIPE,
         text=True,
     )
-    while "steps/s" not in process.stdout.readline():
+    while not re.search(r": [1-9][\d,]*/", process.stdout.readline()):  # steps done / of all
         pass
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
