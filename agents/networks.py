@@ -89,12 +89,12 @@ def _silu_backward(gradient: Tensor, z: Tensor, h: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": Activation(
         torch.tanh,
-        lambda gradient, z, h: gradient * (1.0 - h * h),
+        lambda gradient, z, h: torch.ops.aten.tanh_backward(gradient, h),
         lambda z: np.tanh(z, out=z),
     ),
     "relu": Activation(
         torch.relu,
-        lambda gradient, z, h: gradient * (z > 0),
+        lambda gradient, z, h: torch.ops.aten.threshold_backward(gradient, z, 0.0),
         lambda z: np.maximum(z, 0, out=z),
     ),
     "leaky_relu": Activation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,7 +168,7 @@ class UPGD(BlockOptimizer):
         ratio = torch.div(trace, denominators.neg_().to(trace), out=tile.scratch[0])
         gate = ratio.sigmoid_()
         # An infinite utility makes ∞/∞ at its weight. Looking is cheaper than a pass, on a CPU.
-        seen_finite = largest.device.type == "cpu" and all(map(math.isfinite, _numbers(largest)))
+        seen_finite = largest.device.type == "cpu" and np.isfinite(largest.numpy()).all()
         return gate if seen_finite else gate.nan_to_num_(nan=0.5)
 
     def _local_gate(self, tile: Tile) -> Tensor:
@@ -231,17 +232,12 @@ def _largest(maxima: list[Tensor | None]) -> Tensor | None:
     return torch.stack([m.to(device, dtype) for m in known]).amax(0)
 
 
-def _numbers(tensor: Tensor) -> list[float]:
-    return tensor.flatten().tolist()
-
-
 def _usable(maxima: Tensor, correction: float) -> Tensor:
     """max ū · (1 − β_uᵗ), but infinity, which makes s = ½, where it is not positive and finite."""
     least = torch.finfo(maxima.dtype).tiny
-    if maxima.device.type == "cpu":  # a handful of numbers: Python is the quickest
-        values = [maximum * correction for maximum in _numbers(maxima)]
-        usable = [value if least <= value < math.inf else math.inf for value in values]
-        return torch.tensor(usable, dtype=maxima.dtype).view(maxima.shape)
+    if maxima.device.type == "cpu":  # a handful of numbers: NumPy has the quicker calls
+        numbers = maxima.numpy() * correction
+        return torch.from_numpy(np.where((numbers >= least) & (numbers < np.inf), numbers, np.inf))
     products = maxima * correction
     return torch.where((products >= least) & (products < math.inf), products, math.inf)
 
