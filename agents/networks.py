@@ -278,6 +278,11 @@ class ActorCritic:
         """Log standard deviations of the policy [S, A]."""
         return self.parameters.views["actor.log_std"]
 
+    def values(self, observations: NDArray) -> NDArray:
+        """The critic's estimates [S, B] for observations [S, B, O]."""
+        inputs = torch.from_numpy(observations).to(self.parameters.data.device)
+        return self.critic.forward(inputs).squeeze(-1).cpu().numpy()
+
     def numpy_views(self) -> dict[str, NDArray]:
         """The parameters by name as NumPy arrays: views on the CPU, a copy from a GPU."""
         flat = self.parameters.data.cpu()

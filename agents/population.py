@@ -58,7 +58,7 @@ class Population:
             for start, end in self._bounds
         ]
         self.learner = makers[0]()
-        self.exact_state = getattr(self.learner.env.unwrapped, "exact_state", False)
+        self.exact_state = getattr(self.learner.collector.env.unwrapped, "exact_state", False)
         self._others: list[BlockProcess] = []
         for make in makers[1:]:
             self._others.append(BlockProcess(make, self._others))
@@ -102,7 +102,7 @@ class Population:
         """End the processes and close the environments."""
         for other in self._others:
             other.close()
-        self.learner.env.close()
+        self.learner.collector.env.close()
 
 
 def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO:
@@ -169,9 +169,6 @@ def _merge_reports(reports: list[IterationReport], offsets: list[int]) -> Iterat
             for report, offset in zip(reports, offsets, strict=True)
             for member, cause in report.halted
         ],
-        seconds={
-            phase: sum(report.seconds[phase] for report in reports) for phase in reports[0].seconds
-        },
         inspection=Inspection.concatenate([report.inspection for report in reports]),
     )
 

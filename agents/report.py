@@ -37,12 +37,10 @@ class IterationReport:
             figures.
         episodes: finished episodes, in the order in which they ended.
         halted: (member, cause) of members that became non-finite in this iteration.
-        seconds: time spent by phase.
         inspection: plasticity statistics, if they were due.
     """
 
     scalars: dict[str, NDArray]
     episodes: list[Episode] = field(default_factory=list)
     halted: list[tuple[int, str]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
     inspection: Inspection | None = None

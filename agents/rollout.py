@@ -41,6 +41,11 @@ class Rollout:
         self.next_observations = np.zeros((num_members, envs_per_member, observation_size), dtype)
         self.next_dones = np.zeros((num_members, envs_per_member), dtype)
 
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.rewards.shape[1]
+
     def samples(self, name: str, device: torch.device | str) -> Tensor:
         """One of the attributes with time and environment merged: [S, T·N, …]."""
         array = getattr(self, name)

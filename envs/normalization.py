@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
+EVERYONE = slice(None)
+
 
 class RunningMoments:
     """Mean, variance and count per member, in float64.
@@ -37,20 +39,32 @@ class RunningMoments:
     def update(self, samples: FloatArray, members: slice | NDArray[np.intp]) -> None:
         """Count samples [len(members), n, ...], n of each of the given members."""
         n = samples.shape[1]
-        if n == 1:
-            batch_mean, batch_var = samples[:, 0], 0.0
-        else:
-            batch_mean, batch_var = samples.mean(axis=1), samples.var(axis=1)
+        if n == 1 and members is EVERYONE:
+            self._count_one_each(samples[:, 0])
+            return
         self.mean[members], self.var[members], self.count[members] = (
             update_mean_var_count_from_moments(
                 self.mean[members],
                 self.var[members],
                 self.count[members],
-                batch_mean,
-                batch_var,
+                samples.mean(axis=1),
+                samples.var(axis=1),
                 n,
             )
         )
+
+    def _count_one_each(self, samples: FloatArray) -> None:
+        """The same, in place, for one sample of every member: most steps are this."""
+        total = self.count + 1
+        delta = samples - self.mean
+        self.mean += delta / total
+        np.square(delta, out=delta)
+        delta *= self.count
+        delta /= total
+        self.var *= self.count
+        self.var += delta
+        self.var /= total
+        self.count = total
 
     def state_dict(self) -> dict[str, FloatArray]:
         return {"mean": self.mean.copy(), "var": self.var.copy(), "count": self.count.copy()}
@@ -63,9 +77,6 @@ class RunningMoments:
                     f"The state's {name} has shape {np.shape(state[name])}, not {own.shape}."
                 )
             own[...] = state[name]
-
-
-EVERYONE = slice(None)
 
 
 class MemberWrapper(VectorWrapper):

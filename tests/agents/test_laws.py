@@ -104,7 +104,7 @@ def test_arms_differ_in_the_optimizer_alone(opt):
     learners = [make_learner(config(opt=name), [7]) for name in ("adam", opt)]
     assert torch.equal(*[learner.networks.parameters.data for learner in learners])
     for learner in learners:
-        learner.collect()
+        learner.collector.collect()
     for name in ("observations", "actions", "rewards", "dones", "log_probs", "values"):
         np.testing.assert_array_equal(*[getattr(learner.rollout, name) for learner in learners])
 

@@ -129,7 +129,7 @@ def test_a_time_limit_is_bootstrapped_only_when_asked():
             ),
             [1],
         )
-        learner.collect()
+        learner.collector.collect()
         rewards[bootstrap] = learner.rollout.rewards.copy()
     differ = np.flatnonzero(rewards[False] != rewards[True])
     assert differ.tolist() == [199]

@@ -1,0 +1,79 @@
+"""Where a training loop spends its time, seen from outside: timers around the product's functions."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from time import perf_counter
+from typing import Any
+
+import agents.ppo
+from agents.collector import Collector
+from agents.networks import StackedMLP
+from agents.optimizers import block_optimizer
+from agents.optimizers.population import PopulationOptimizer
+from agents.ppo import PPO
+from agents.runner import Runner
+from agents.telemetry import Telemetry
+from envs.batched_mujoco import BatchedMujocoEnv
+from envs.normalization import NormalizeObservation, NormalizeReward
+from envs.simulation import Simulation
+
+PHASES: list[tuple[str, Any, str]] = [
+    ("physics", Simulation, "step"),
+    ("task", BatchedMujocoEnv, "step"),
+    ("normalization", NormalizeObservation, "step"),
+    ("normalization", NormalizeReward, "step"),
+    ("inference", StackedMLP, "infer"),
+    ("storage", Collector, "collect"),
+    ("evaluation", Collector, "_evaluate_rollout"),
+    ("advantages", PPO, "estimate_advantages"),
+    ("minibatches", PPO, "update"),
+    ("gradient", agents.ppo, "compute_gradient"),
+    ("gradient", agents.ppo, "clip_gradient"),
+    ("optimizer", PopulationOptimizer, "step"),
+    ("noise", block_optimizer, "fill_with_noise"),
+    ("statistics", PPO, "inspect"),
+    ("logging", Telemetry, "record"),
+    ("logging", Runner, "_flush"),
+]
+"""Phase, and the function whose time it is, less that of the others that it calls."""
+
+
+class PhaseTimers:
+    """Counts the seconds spent in each phase, from now on, in this process.
+
+    Attributes:
+        seconds: phase → seconds since the last `clear`.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._running: list[str] = []
+        self._since = 0.0
+        for phase, owner, name in PHASES:
+            setattr(owner, name, self._timed(phase, getattr(owner, name)))
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.seconds.clear()
+
+    def _timed(self, phase: str, function: Any) -> Any:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._switch()
+            self._running.append(phase)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._switch()
+                self._running.pop()
+
+        return timed
+
+    def _switch(self) -> None:
+        """Charge the time since the last switch to the innermost phase that runs."""
+        now = perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
