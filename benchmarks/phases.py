@@ -1,4 +1,4 @@
-"""Where a training loop spends its time, seen from outside: timers around the product's functions."""
+"""Where a training loop spends its time, by timers around its functions."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ whose speed drifts disturbs all of them alike. Compare ratios within one run.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -42,6 +43,8 @@ class Options:
     """Times that everything is measured, in turn."""
     seconds: float = 5.0
     """At least this long is each figure measured, after a warm-up."""
+    phases: bool = True
+    """Measure the phases of our loop as well, apart from its speed."""
     threads: int = CORES
     """Threads of one of our processes; as many Stable-Baselines3 processes run side by side."""
     out: Path | None = None
@@ -105,10 +108,21 @@ def environment(env_id: str, threads: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def training(env_id: str, threads: int, seconds: float, opt: str, seeds: int) -> dict[str, Any]:
-    """Our whole loop, statistics and logging on."""
-    import resource
+def training(
+    env_id: str,
+    threads: int,
+    seconds: float,
+    opt: str,
+    seeds: int,
+    by_phase: bool = False,
+    hidden_size: int = 64,
+    envs_per_seed: int = 1,
+) -> dict[str, Any]:
+    """Our whole loop, statistics and logging on.
 
+    The layers' statistics are measured every other iteration here, and their cost is then counted
+    at the cadence at which they are measured by default.
+    """
     started = time.perf_counter()
     from agents.config import TrainConfig
     from agents.population import Population
@@ -116,14 +130,23 @@ def training(env_id: str, threads: int, seconds: float, opt: str, seeds: int) ->
     from agents.runner import Runner
     from agents.stopping import StopSignals
 
+    timers = None
+    if by_phase:
+        from phases import PhaseTimers
+
+        timers = PhaseTimers()
+    default = TrainConfig()
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig().with_flat(
+        config = default.with_flat(
             {
                 "env": env_id,
                 "opt": opt,
                 "seeds": seeds,
                 "steps": 10**8,
                 "threads": threads,
+                "hidden_sizes": (hidden_size, hidden_size),
+                "envs_per_seed": envs_per_seed,
+                "statistics_every": 2,
                 "out": Path(folder, "run"),
             }
         )
@@ -131,31 +154,40 @@ def training(env_id: str, threads: int, seconds: float, opt: str, seeds: int) ->
         runner = Runner(config, population, RunDirectory.create(config))
         signals = StopSignals()
         start_up = time.perf_counter() - started
-        phases: dict[str, float] = {}
-        advance = population.advance
-
-        def advance_and_keep() -> Any:
-            report = advance()
-            for phase, spent in report.seconds.items():
-                phases[phase] = phases.get(phase, 0.0) + spent
-            return report
-
-        population.advance = advance_and_keep  # type: ignore[method-assign]
         runner._advance(signals)
-        phases.clear()
-        start, iterations = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            runner._advance(signals)
-            iterations += 1
-        elapsed = time.perf_counter() - start
-        steps = iterations * config.steps_per_iteration * seeds
+        usual, inspected = [], []
+        phases: dict[str, float] = {}
+        share = 1 / default.plasticity.statistics_every
+        start = time.perf_counter()
+        while not inspected or time.perf_counter() - start < seconds:
+            for durations, weight in ((usual, 1 - share), (inspected, share)):
+                if timers:
+                    timers.clear()
+                began = time.perf_counter()
+                runner._advance(signals)
+                durations.append(time.perf_counter() - began)
+                for phase, spent in timers.seconds.items() if timers else ():
+                    phases[phase] = phases.get(phase, 0.0) + weight * spent
+        steps = config.steps_per_iteration * seeds
+        children = [str(child.pid) for child in multiprocessing.active_children()]
+        megabytes = sum(resident_megabytes(process) for process in ["self", *children])
         population.close()
+    duration = (1 - share) * statistics.mean(usual) + share * statistics.mean(inspected)
     return {
-        "steps_per_second": steps / elapsed,
-        "microseconds_per_step": {name: 1e6 * spent / steps for name, spent in phases.items()},
+        "steps_per_second": steps / duration,
+        "statistics_share": share * (statistics.mean(inspected) / statistics.mean(usual) - 1),
+        "microseconds_per_step": {
+            name: 1e6 * spent / len(usual) / steps for name, spent in phases.items()
+        },
         "start_up_seconds": start_up,
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "megabytes": megabytes,
     }
+
+
+def resident_megabytes(process: str) -> float:
+    """Resident memory of a process, memory that it shares counted in equal parts."""
+    lines = Path("/proc", process, "smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
 
 
 def stable_baselines(env_id: str, num_envs: int, seconds: float) -> dict[str, Any]:
@@ -236,6 +268,17 @@ def measure(options: Options) -> list[dict[str, Any]]:
                     for seeds in options.seeds
                     for opt in options.optimizers
                 ),
+                *(
+                    (
+                        f"{opt}, {seeds} seeds, by phase",
+                        "training",
+                        threads,
+                        {"threads": 1, "opt": opt, "seeds": seeds // threads, "by_phase": True},
+                    )
+                    for seeds in options.seeds
+                    for opt in options.optimizers
+                    if options.phases and seeds % threads == 0
+                ),
                 (f"SB3, {threads} processes", "stable_baselines", threads, {"num_envs": 1}),
                 ("SB3, one process", "stable_baselines", 1, {"num_envs": 1}),
                 (f"SB3, {threads} envs", "stable_baselines", 1, {"num_envs": threads}),
@@ -254,42 +297,56 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Medians and spread, with ratios to physics alone and to SB3."""
+    """Medians and spread, ratios to physics alone and to SB3, and what our processes hold."""
     lines = []
     for env_id in dict.fromkeys(row["env"] for row in rows):
         own = [row for row in rows if row["env"] == env_id]
         rates = {
             name: [row["steps_per_second"] for row in own if row["name"] == name]
             for name in dict.fromkeys(row["name"] for row in own)
+            if "by phase" not in name
         }
         limit = statistics.median(rates["physics alone"])
         peers = next(name for name in rates if name.startswith("SB3") and "processes" in name)
         peer = statistics.median(rates[peers])
         lines += [
             "",
-            f"{env_id:22} {'steps/s':>10} {'min':>10} {'max':>10} {'÷ physics':>10} {'÷ SB3':>8}",
+            f"{env_id:22} {'steps/s':>10} {'min':>10} {'max':>10} {'÷ physics':>10} {'÷ SB3':>8}"
+            f" {'statistics':>10} {'MB':>6}",
         ]
         for name, values in rates.items():
             median = statistics.median(values)
             lines.append(
                 f"{name:22} {median:10,.0f} {min(values):10,.0f} {max(values):10,.0f}"
-                f" {median / limit:10.2f} {median / peer:8.2f}"
+                f" {median / limit:10.2f} {median / peer:8.2f}" + _ours(own, name)
             )
     return "\n".join(lines)
 
 
+def _ours(rows: list[dict[str, Any]], name: str) -> str:
+    """The share of the time that statistics take, and memory."""
+    same = [row for row in rows if row["name"] == name and "megabytes" in row]
+    if not same:
+        return ""
+    share = statistics.median(row["statistics_share"] for row in same)
+    return f" {share:10.1%} {statistics.median(row['megabytes'] for row in same):6.0f}"
+
+
 def breakdown(rows: list[dict[str, Any]]) -> str:
-    """Where our loop spends its time, in thread-microseconds per environment step."""
+    """Where our loop spends its time, in core-microseconds per environment step."""
     lines = []
-    timed = [row for row in rows if "microseconds_per_step" in row]
+    timed = [row for row in rows if row.get("microseconds_per_step")]
     for env_id in dict.fromkeys(row["env"] for row in timed):
         own = [row for row in timed if row["env"] == env_id]
-        phases = list(own[0]["microseconds_per_step"])
-        lines += ["", f"{env_id + ', µs/step':22} " + " ".join(f"{p:>12}" for p in phases)]
+        phases = list(dict.fromkeys(phase for row in own for phase in row["microseconds_per_step"]))
+        lines += ["", f"{env_id + ', µs/step':22} " + " ".join(f"{p:>13}" for p in phases)]
         for name in dict.fromkeys(row["name"] for row in own):
             same = [row["microseconds_per_step"] for row in own if row["name"] == name]
-            medians = [statistics.median(times[phase] for times in same) for phase in phases]
-            lines.append(f"{name:22} " + " ".join(f"{median:12.2f}" for median in medians))
+            medians = [statistics.median(t.get(phase, 0.0) for t in same) for phase in phases]
+            lines.append(
+                f"{name.removesuffix(', by phase'):22} "
+                + " ".join(f"{median:13.2f}" for median in medians)
+            )
     return "\n".join(lines)
 
 
@@ -303,7 +360,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(row["env"] for row in rows))
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.4), squeeze=False)
     for axis, env_id in zip(axes[0], names, strict=True):
-        own = [row for row in rows if row["env"] == env_id]
+        own = [row for row in rows if row["env"] == env_id and "by phase" not in row["name"]]
         levels: dict[str, list[float]] = {}
         curves: dict[str, dict[int, list[float]]] = {}
         for row in own:

@@ -95,6 +95,8 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         self._elapsed_steps = np.zeros(num_envs, np.int64)
         self._episode_returns = np.zeros(num_envs)
         self._active = np.ones(num_envs, bool)
+        self._everyone = np.ones(num_envs, bool)
+        self._everyone.flags.writeable = False
         self._ids: NDArray[np.int32] | None = None
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int] = [-1] * num_envs
@@ -143,7 +145,8 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         self._position = after
         truncations = self._elapsed_steps >= self._limit
 
-        rewards[list(errors)] = np.nan
+        if errors:
+            rewards[list(errors)] = np.nan
         if not math.isfinite(observations.sum() + rewards.sum()):
             finite = np.isfinite(observations).all(axis=1) & np.isfinite(rewards)
             for i in np.flatnonzero(~finite):
@@ -152,7 +155,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         if done.any():
             observations, infos = self._autoreset(done, observations, infos, errors)
         else:
-            infos = with_masks(infos, np.ones(self.num_envs, bool))
+            infos = with_masks(infos, self._everyone)
         if errors:
             infos |= error_infos(errors, self.num_envs)
         self._observations = observations
@@ -183,7 +186,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         step_infos = with_masks(going_on, ~done) if not done.all() else {}
         for key, value in self._task.reset_infos().items():
             going_on[key][done] = value[done]
-            step_infos |= with_masks({key: going_on[key]}, np.ones(self.num_envs, bool))
+            step_infos |= with_masks({key: going_on[key]}, self._everyone)
         return observations, step_infos | with_masks(endings, done)
 
     # -------------------------------------------------------------- resetting
