@@ -14,7 +14,8 @@ demo: $(INSTALLED)
 	$(BIN)/python train.py --config configs/demo.yaml --opt upgd
 	@echo
 	@echo "Both arms are in runs/. Look at them with:"
-	@echo "  $(BIN)/tensorboard --logdir runs"
+	@echo "  $(BIN)/tensorboard --logdir runs    # then http://localhost:6006/#custom_scalars"
+	@echo "  $(BIN)/python evaluate.py compare runs/Hopper-v4-adam runs/Hopper-v4-upgd"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

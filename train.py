@@ -146,7 +146,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Interrupted; everything is saved. Continue with:\n  train.py --resume {path}")
         code = INTERRUPTED
     else:
-        print(f"{outcome.value.capitalize()}. Look at it with:\n  tensorboard --logdir {path}")
+        print(
+            f"{outcome.value.capitalize()}. Look at it with:\n  tensorboard --logdir {path}\n"
+            "and open http://localhost:6006/#custom_scalars: everything on one page."
+        )
         code = 0
     runner.agent.close()
     return code

@@ -41,7 +41,7 @@ class Inspection:
 
     Attributes:
         table: every statistic of every layer.
-        histograms: "weights/NETWORK/LAYER", "activations/…", "scaled_utilities/…" →
+        histograms: "weights/NETWORK/LAYER", "unit_activations/…", "scaled_utilities/…" →
             [S, bins, 3]: left edge, right edge and count.
     """
 
@@ -182,7 +182,7 @@ def _histograms(
     memory: dict[str, dict[str, Tensor]],
 ) -> dict[str, NDArray]:
     tensors = {
-        f"activations/{network}/layer_{i}": layer
+        f"unit_activations/{network}/layer_{i}": layer
         for network, layers in features.items()
         for i, layer in enumerate(layers, start=1)
     }

@@ -178,7 +178,7 @@ def test_histograms_hold_every_entry_between_the_extremes():
     assert bins[:, 2].sum() == weight.numel()
     assert bins[0, 0] == pytest.approx(float(weight.min()))
     assert bins[-1, 1] == pytest.approx(float(weight.max()))
-    assert histograms["activations/actor/layer_1"][0, :, 2].sum() == 48 * 13
+    assert histograms["unit_activations/actor/layer_1"][0, :, 2].sum() == 48 * 13
 
 
 def _views(learner):
