@@ -34,8 +34,8 @@ from agents.stopping import PATIENCE_SECONDS, StopNow, StopSignals
 from agents.telemetry import Telemetry
 
 FLUSH_SECONDS = 30.0
-"""At most this long passes before what was recorded can be seen on the disk, and between two
-attempts to write where writing fails."""
+"""At most this long passes before what was logged can be seen on the disk, and between two attempts
+to write where writing fails."""
 
 
 class Outcome(Enum):
@@ -140,7 +140,7 @@ class Runner:
                         if self._attempt(self.checkpoint):
                             next_checkpoint = self._next_checkpoint()
                     elif self._write_is_due():
-                        self._attempt(self._flush)
+                        self._attempt(lambda: self._flush(lazily=True))
                     if stop.received:
                         break
                 with contextlib.suppress(OSError):
@@ -209,8 +209,8 @@ class Runner:
     def _write_is_due(self) -> bool:
         return monotonic() - self._last_write > FLUSH_SECONDS
 
-    def _flush(self, sync: bool = False) -> None:
-        self.telemetry.flush(self.agent.steps, sync)
+    def _flush(self, sync: bool = False, lazily: bool = False) -> None:
+        self.telemetry.flush(self.agent.steps, sync, lazily)
         self._write_status("running")
 
     def _hold(self) -> None:

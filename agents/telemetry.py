@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from agents.run_directory import RunDirectory
 
 EPISODE_WINDOW = 100
 """Episodes of a member that its running mean return covers, as in Stable-Baselines3."""
+
+RECORDS_SHARE = 0.01
+"""Of the time so far: how long records may wait in memory."""
 
 # Tags are those of Stable-Baselines3 where it has one, with its signs and factors, so that its
 # runs and these overlay: it logs the negative entropy, and a value loss without the factor ½.
@@ -56,6 +60,7 @@ class Telemetry:
         self.seeds = seeds
         self.monitor = EarlyWarningMonitor(thresholds)
         self._has_layout = False
+        self._begun = self._records_written = monotonic()
         names = [f"seed_{seed}" for seed in seeds]
         positions = positions or {}
         self._logs = {
@@ -129,10 +134,21 @@ class Telemetry:
         """[S], each member's mean return over its latest episodes; NaN before the first."""
         return np.array([_mean(recent, 0) for recent in self._recent])
 
-    def flush(self, step: int, sync: bool = False) -> None:
-        """Write what was gathered up to a step."""
-        for table in (self.episodes, self.statistics, self.events):
-            table.flush(step)
+    def flush(self, step: int, sync: bool = False, lazily: bool = False) -> None:
+        """Write what was gathered up to a step.
+
+        Args:
+            step: environment steps of each member.
+            sync: through to the disk.
+            lazily: keep the records in memory while less than a hundredth of the time so far has
+                passed since they were written, so that a run of weeks does not leave a file of them
+                every half minute.
+        """
+        now = monotonic()
+        if not lazily or now - self._records_written >= RECORDS_SHARE * (now - self._begun):
+            for table in (self.episodes, self.statistics, self.events):
+                table.flush(step)
+            self._records_written = now
         for log in self._logs.values():
             log.flush(sync)
 

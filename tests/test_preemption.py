@@ -19,6 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import agents.checkpoint
+import agents.collector
 import agents.event_log
 import agents.ppo
 import agents.records
@@ -103,7 +104,7 @@ def assert_same_run(ours, theirs):
 
 
 KILL_POINTS = [
-    ("a step of the rollout", agents.ppo.PPO, "_by_env", 150, True),
+    ("a step of the rollout", agents.collector.Collector, "_by_env", 150, True),
     ("an update", agents.ppo, "compute_gradient", 30, True),
     ("a checkpoint before it has its name", agents.checkpoint.os, "replace", 9, True),
     ("the dropping of old checkpoints", agents.checkpoint, "checkpoints", 3, True),

@@ -170,7 +170,7 @@ def test_histograms_hold_every_entry_between_the_extremes():
     histograms = learner.advance().inspection.histograms
     assert {name.split("/")[0] for name in histograms} == {
         "weights",
-        "activations",
+        "unit_activations",
         "scaled_utilities",
     }
     weight = _views(learner)["critic.layer_2.weight"][0]

@@ -13,6 +13,7 @@ from agents.config import TrainConfig
 from agents.population import Population
 from agents.run_directory import RunDirectory
 from agents.runner import Runner, newest_state
+from agents.telemetry import Telemetry
 
 STEPS = 48
 SETTINGS = {
@@ -187,3 +188,27 @@ def test_a_run_that_was_killed_and_resumed_leaves_what_an_unbroken_one_does(run,
         assert scalars_of(path, name) == scalars_of(run, name)
         assert texts_of(path, name) == texts_of(run, name)
     assert len(events_of(path, "population").Tensors("custom_scalars__config__")) == 1
+
+
+def test_a_long_run_writes_its_records_ever_more_rarely_and_loses_none(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("agents.telemetry.monotonic", lambda: clock[0])
+    settings = config(tmp_path / "run")
+    telemetry = Telemetry(RunDirectory.create(settings), settings.member_seeds)
+    minute, day, days = 60.0, 24 * 3600.0, 2
+    while clock[0] < days * day:
+        clock[0] += minute
+        telemetry.event(0, int(clock[0]), "warning", "the clock goes on")
+        telemetry.flush(int(clock[0]), lazily=True)
+    telemetry.flush(int(clock[0]))
+    table = tmp_path / "run" / "records" / "events"
+    assert len(pd.read_parquet(table)) == days * day / minute
+    assert len(list(table.iterdir())) < 600
+
+
+def test_what_waits_to_be_written_is_written_by_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("agents.telemetry.RECORDS_SHARE", 1e9)
+    run = trained(tmp_path / "run")
+    episodes = pd.read_parquet(tmp_path / "run" / "records" / "episodes")
+    assert run.telemetry.episodes.pending_rows == 0
+    assert episodes.step.max() > STEPS * 5
