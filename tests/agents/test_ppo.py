@@ -187,3 +187,18 @@ def test_explained_variance_is_one_for_a_perfect_critic_and_undefined_for_consta
     result = explained_variance(values, returns)
     assert result[0] == 1.0
     assert np.isnan(result[1])
+
+
+def test_an_update_leaves_no_denormal_moments_and_the_rest_of_the_process_keeps_denormals():
+    learner = make_learner(config(activation="relu"), [1])
+    with torch.no_grad():
+        # A unit that never fires: the gradients of its weights are exactly zero from now on.
+        learner.networks.parameters.views["actor.layer_1.bias"][0, 0] = -1e6
+    learner.advance()
+    (state,) = learner.optimizer.optimizers[0].state.values()
+    dead = learner.networks.parameters.named_views(state["exp_avg"])["actor.layer_1.weight"][0, 0]
+    dead.fill_(1e-38)
+    learner.advance()
+    assert not dead.any()
+    assert torch.tensor(1e-40) * 0.5 > 0
+    assert np.float64(1e-310) * 0.5 > 0
