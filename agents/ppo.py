@@ -27,6 +27,7 @@ from agents.ppo_gradient import (
     MINIBATCH_STATISTICS,
     clip_gradient,
     compute_gradient,
+    normalize_minibatches,
 )
 from agents.random_streams import RandomStreams
 from agents.report import IterationReport
@@ -192,7 +193,11 @@ class PPO:
                 name: values.flatten(0, 1).index_select(0, rows).view_as(values)
                 for name, values in samples.items()
             }
-            for start in range(0, minibatch_size * config.minibatches, minibatch_size):
+            if config.normalize_advantages and minibatch_size > 1:
+                shuffled["advantages"] = normalize_minibatches(
+                    shuffled["advantages"], config.minibatches
+                )
+            for start in range(0, num_samples, minibatch_size):
                 minibatch = {
                     name: values[:, start : start + minibatch_size]
                     for name, values in shuffled.items()

@@ -34,7 +34,7 @@ def compute_gradient(
     Args:
         networks: of S members.
         minibatch: "observations" [S, M, O], "actions" [S, M, A], and "log_probs", "values",
-            "advantages", "returns" [S, M].
+            "advantages" (as they are to count: see `normalize_minibatches`), "returns" [S, M].
         config: the coefficients.
 
     Returns:
@@ -51,14 +51,9 @@ def compute_gradient(
     log_ratios = gaussian_log_probs(z, log_std) - minibatch["log_probs"]
     ratios = log_ratios.exp()
 
-    mb_advantages = minibatch["advantages"]
-    if config.normalize_advantages and size > 1:
-        centred = mb_advantages - mb_advantages.mean(1, keepdim=True)
-        std = (centred.square().sum(1, keepdim=True) / (size - 1)).sqrt()
-        mb_advantages = centred / (std + 1e-8)
-
-    policy_loss = -mb_advantages * ratios
-    clipped_policy_loss = -mb_advantages * ratios.clamp(1 - clip, 1 + clip)
+    losses = -minibatch["advantages"]
+    policy_loss = losses * ratios
+    clipped_policy_loss = losses * ratios.clamp(1 - clip, 1 + clip)
     log_prob_gradient = policy_loss * (policy_loss >= clipped_policy_loss) / size
 
     value_errors = values - minibatch["returns"]
@@ -76,18 +71,28 @@ def compute_gradient(
     log_std_gradient = (log_prob_gradient * (z * z - 1)).sum(1) - config.entropy_coef
     networks.parameters.gradient_views["actor.log_std"].copy_(log_std_gradient)
 
+    changes = ratios - 1
     return torch.stack(
         [
             torch.maximum(policy_loss, clipped_policy_loss).mean(1),
             0.5 * value_losses.mean(1),
             (networks.log_std + (0.5 + LOG_SQRT_2PI)).sum(1),
-            ((ratios - 1) - log_ratios).mean(1),
+            (changes - log_ratios).mean(1),
             torch.linalg.vector_norm(networks.parameters.gradient, dim=1),
-            ((ratios - 1).abs() > clip).to(ratios.dtype).mean(1),
+            (changes.abs() > clip).to(ratios.dtype).mean(1),
             ratios.amax(1),
         ],
         dim=1,
     )
+
+
+def normalize_minibatches(advantages: Tensor, num_minibatches: int) -> Tensor:
+    """Advantages [S, samples] with mean 0 and variance 1 within each of a member's minibatches,
+    which follow one another."""
+    minibatches = advantages.unflatten(1, (num_minibatches, -1))
+    centred = minibatches - minibatches.mean(2, keepdim=True)
+    std = (centred.square().sum(2, keepdim=True) / (minibatches.shape[2] - 1)).sqrt()
+    return (centred / (std + 1e-8)).flatten(1)
 
 
 def clip_gradient(networks: ActorCritic, norms: Tensor, max_norm: float) -> None:

@@ -73,12 +73,13 @@ def generalized_advantages(
         gamma: discount γ.
         gae_lambda: λ.
     """
+    following_values = np.concatenate([values[:, 1:], next_values[:, None]], axis=1)
+    non_terminal = 1 - np.concatenate([dones[:, 1:], next_dones[:, None]], axis=1)
+    deltas = rewards + gamma * following_values * non_terminal - values
+    discounts = gamma * gae_lambda * non_terminal
     advantages = np.empty_like(rewards)
     advantage = np.zeros_like(next_values)
     for step in reversed(range(rewards.shape[1])):
-        non_terminal = 1 - next_dones
-        delta = rewards[:, step] + gamma * next_values * non_terminal - values[:, step]
-        advantage = delta + gamma * gae_lambda * non_terminal * advantage
+        advantage = deltas[:, step] + discounts[:, step] * advantage
         advantages[:, step] = advantage
-        next_values, next_dones = values[:, step], dones[:, step]
     return advantages

@@ -7,7 +7,7 @@ import torch
 from agents.config import TrainConfig
 from agents.population import Population, make_learner
 from agents.ppo import explained_variance
-from agents.ppo_gradient import compute_gradient
+from agents.ppo_gradient import compute_gradient, normalize_minibatches
 from agents.rollout import generalized_advantages
 
 SMALL = {
@@ -82,6 +82,7 @@ def test_the_written_out_gradient_is_that_of_automatic_differentiation(changes):
         "returns": torch.randn(2, size, dtype=torch.float64),
     }
     expected = autograd_gradient(learner, minibatch)
+    minibatch["advantages"] = normalize_minibatches(minibatch["advantages"], 1)
     compute_gradient(learner.networks, minibatch, learner.config)
     for name, gradient in expected.items():
         torch.testing.assert_close(
