@@ -99,17 +99,17 @@ class Collector:
             dones = self._by_member(ended).astype(dones.dtype)
             if ended.any():
                 self._note_episodes(step, ended, terminations, infos)
-                for env in np.flatnonzero(truncations & ~terminations):
-                    member, index = divmod(int(env), self.envs_per_member)
-                    time_limits.append((member, step, index, infos["final_obs"][env]))
+                if self.time_limit_discount > 0:
+                    for env in np.flatnonzero(truncations & ~terminations):
+                        member, index = divmod(int(env), self.envs_per_member)
+                        time_limits.append((member, step, index, infos["final_obs"][env]))
             if "simulation_error" in infos:
                 self._note_simulation_errors(infos)
 
         rollout.next_observations[:] = observations
         rollout.next_dones[:] = dones
         self._evaluate_rollout()
-        if self.time_limit_discount > 0:
-            self._bootstrap_time_limits(time_limits)
+        self._bootstrap_time_limits(time_limits)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the environments stand, member axis first."""

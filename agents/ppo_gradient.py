@@ -51,9 +51,9 @@ def compute_gradient(
     log_ratios = gaussian_log_probs(z, log_std) - minibatch["log_probs"]
     ratios = log_ratios.exp()
 
-    losses = -minibatch["advantages"]
-    policy_loss = losses * ratios
-    clipped_policy_loss = losses * ratios.clamp(1 - clip, 1 + clip)
+    negative_advantages = -minibatch["advantages"]
+    policy_loss = negative_advantages * ratios
+    clipped_policy_loss = negative_advantages * ratios.clamp(1 - clip, 1 + clip)
     log_prob_gradient = policy_loss * (policy_loss >= clipped_policy_loss) / size
 
     value_errors = values - minibatch["returns"]
@@ -87,8 +87,15 @@ def compute_gradient(
 
 
 def normalize_minibatches(advantages: Tensor, num_minibatches: int) -> Tensor:
-    """Advantages [S, samples] with mean 0 and variance 1 within each of a member's minibatches,
-    which follow one another."""
+    """Advantages with mean 0 and standard deviation 1 within each minibatch.
+
+    Args:
+        advantages: [S, samples]; a member's minibatches follow one another.
+        num_minibatches: divides the number of samples, and leaves each minibatch at least two.
+
+    Returns:
+        [S, samples].
+    """
     minibatches = advantages.unflatten(1, (num_minibatches, -1))
     centred = minibatches - minibatches.mean(2, keepdim=True)
     std = (centred.square().sum(2, keepdim=True) / (minibatches.shape[2] - 1)).sqrt()

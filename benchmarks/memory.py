@@ -59,9 +59,14 @@ def measure(run: Path) -> dict[str, Any] | None:
         "run": run.name,
         "process": process,
         "member_steps": status["steps"] * status["members"],
-        "resident_mb": round(sum(map(resident_megabytes, [process, *children_of(process)])), 1),
+        "resident_mb": round(megabytes_of(process), 1),
         **{f"{folder}_mb": round(megabytes_in(run / folder), 2) for folder in FOLDERS},
     }
+
+
+def megabytes_of(process: int) -> float:
+    """Resident memory of a process and of its workers, what they share counted once."""
+    return sum(map(resident_megabytes, [process, *children_of(process)]))
 
 
 def children_of(process: int) -> list[int]:

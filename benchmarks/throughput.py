@@ -10,7 +10,6 @@ whose speed drifts disturbs all of them alike. Compare ratios within one run.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -124,6 +123,8 @@ def training(
     at the cadence at which they are measured by default.
     """
     started = time.perf_counter()
+    from memory import megabytes_of
+
     from agents.config import TrainConfig
     from agents.population import Population
     from agents.run_directory import RunDirectory
@@ -169,8 +170,7 @@ def training(
                 for phase, spent in timers.seconds.items() if timers else ():
                     phases[phase] = phases.get(phase, 0.0) + weight * spent
         steps = config.steps_per_iteration * seeds
-        children = [str(child.pid) for child in multiprocessing.active_children()]
-        megabytes = sum(resident_megabytes(process) for process in ["self", *children])
+        megabytes = megabytes_of(os.getpid())
         population.close()
     duration = (1 - share) * statistics.mean(usual) + share * statistics.mean(inspected)
     return {
@@ -182,12 +182,6 @@ def training(
         "start_up_seconds": start_up,
         "megabytes": megabytes,
     }
-
-
-def resident_megabytes(process: str) -> float:
-    """Resident memory of a process, memory that it shares counted in equal parts."""
-    lines = Path("/proc", process, "smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
 
 
 def stable_baselines(env_id: str, num_envs: int, seconds: float) -> dict[str, Any]:
@@ -204,12 +198,12 @@ def stable_baselines(env_id: str, num_envs: int, seconds: float) -> dict[str, An
         """Stops once enough rollouts with their updates were timed; the first is a warm-up."""
 
         rollouts = 0
-        start = steps = elapsed = 0.0
+        start = elapsed = 0.0
 
         def _on_rollout_start(self) -> None:
             now = time.perf_counter()
             if self.rollouts == 1:
-                self.start, self.steps = now, self.num_timesteps
+                self.start = now
             if self.rollouts > 1:
                 self.elapsed = now - self.start
             self.rollouts += 1
