@@ -258,13 +258,15 @@ class Runner:
 
     def _standing(self) -> Standing:
         agent = self.agent
+        # An abandoned iteration may have been counted before the signal came; it is not saved.
+        steps = self._held[0] if self._abandoned_iteration and self._held else agent.steps
         total = self.config.num_iterations * self.config.steps_per_iteration
         rate = self._steps_per_second
-        left = (total - agent.steps) * len(agent.seeds) / rate if rate else 0.0
+        left = (total - steps) * len(agent.seeds) / rate if rate else 0.0
         returns = self.telemetry.mean_returns[agent.healthy]
         returns = returns[np.isfinite(returns)]
         return Standing(
-            steps=agent.steps,
+            steps=steps,
             total_steps=total,
             steps_per_second=rate,
             seconds_left=left,

@@ -249,6 +249,24 @@ def test_an_iteration_with_long_to_go_is_not_waited_for():
     assert load_checkpoint(checkpoints(Path("run/checkpoints"))[0])["agent"]["iteration"] == 4
 
 
+def test_what_is_said_of_an_abandoned_iteration_is_what_is_saved():
+    def signalled_at_the_end_of_the_first_iteration():
+        original = agents.ppo.PPO.advance
+
+        def advance(self):
+            report = original(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return report
+
+        agents.ppo.PPO.advance = advance
+
+    command = [*BASE, "--env", "Hopper-v4", "--steps", "1e6", "--out", "run"]
+    assert finish(in_a_process(command, signalled_at_the_end_of_the_first_iteration)) == 75
+    state = load_checkpoint(checkpoints(Path("run/checkpoints"))[0])
+    assert state["agent"]["iteration"] == 0
+    assert json.loads(Path("run/status.json").read_text())["steps"] == 0
+
+
 def test_a_second_signal_kills_at_once():
     def slow_checkpoints():
         agents.runner.save_checkpoint = lambda *_: time.sleep(60)
