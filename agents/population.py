@@ -24,6 +24,10 @@ from agents.report import IterationReport
 from agents.workers import BlockProcess
 from envs.normalization import NormalizeObservation, NormalizeReward
 
+LOOKAHEAD = 1
+"""Iterations that a block may be further than the first one: none waits for another at the end of
+each iteration, where sometimes one and sometimes the other is late."""
+
 
 class Population:
     """The S members of an arm. The runner knows it by four verbs: advance, report (what advance
@@ -62,12 +66,16 @@ class Population:
         self._others: list[BlockProcess] = []
         for make in makers[1:]:
             self._others.append(BlockProcess(make, self._others))
+        self._begun = self.iteration
 
     def advance(self) -> IterationReport:
         """One iteration of every member."""
-        for other in self._others:
-            other.begin("advance")
-        reports = [self.learner.advance(), *(other.result() for other in self._others)]
+        ahead = min(self.iteration + 1 + LOOKAHEAD, self.config.num_iterations)
+        while self._begun < max(ahead, self.iteration + 1):
+            for other in self._others:
+                other.begin_iteration()
+            self._begun += 1
+        reports = [self.learner.advance(), *(other.report() for other in self._others)]
         report = _merge_reports(reports, [start for start, _ in self._bounds])
         self.healthy[[member for member, _ in report.halted]] = False
         return report
@@ -84,18 +92,15 @@ class Population:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the members are, member axis first, however they are split into blocks."""
-        for other in self._others:
-            other.begin("state_dict")
-        return _join([self.learner.state_dict(), *(other.result() for other in self._others)])
+        return _join([self.learner.state_dict(), *(other.state_dict() for other in self._others)])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state_dict` gave, on any number of threads."""
         parts = [_part(state, start, end, len(self.seeds)) for start, end in self._bounds]
-        for other, part in zip(self._others, parts[1:], strict=True):
-            other.begin("load_state_dict", part)
         self.learner.load_state_dict(parts[0])
-        for other in self._others:
-            other.result()
+        for other, part in zip(self._others, parts[1:], strict=True):
+            other.load_state_dict(part)
+        self._begun = self.iteration
         self.healthy = state["healthy"].copy()
 
     def close(self) -> None:
@@ -118,6 +123,7 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         envs_per_member=spec.envs_per_seed,
         threads=threads,
         env_kwargs=config.run.env_kwargs,
+        task_infos=False,
     )
     if spec.normalize_observations:
         env = NormalizeObservation(env, num_members=len(seeds))
@@ -159,11 +165,14 @@ def _merge_reports(reports: list[IterationReport], offsets: list[int]) -> Iterat
             name: np.concatenate([report.scalars[name] for report in reports])
             for name in reports[0].scalars
         },
-        episodes=[
-            episode._replace(member=episode.member + offset)
-            for report, offset in zip(reports, offsets, strict=True)
-            for episode in report.episodes
-        ],
+        episodes=sorted(
+            (
+                episode._replace(member=episode.member + offset)
+                for report, offset in zip(reports, offsets, strict=True)
+                for episode in report.episodes
+            ),
+            key=lambda episode: (episode.step, episode.member),
+        ),
         halted=[
             (member + offset, cause)
             for report, offset in zip(reports, offsets, strict=True)

@@ -2,11 +2,13 @@
 
 Threads would not do: a learner of this size spends half its time in short native calls, each of
 which gives Python's global lock away and asks for it back, so that two threads together are hardly
-faster than one. Processes share nothing but an iteration's report.
+faster than one. Processes share nothing but an iteration's report, and the state it ends with: the
+state comes with every report, so that it can be saved while the process is already further.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import pickle
 import signal
@@ -14,6 +16,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -35,7 +38,7 @@ class Block(Protocol):
 
 
 class BlockProcess:
-    """A block in a process of its own. What is asked for is begun at once and fetched later.
+    """A block in a process of its own.
 
     Args:
         make: makes the block; called in the process.
@@ -55,19 +58,41 @@ class BlockProcess:
         )
         self._process.start()
         theirs.close()
+        self._state: dict[str, Any] | None = None
         # It ignores the signals that would end it, so it must not outlive this object.
         self.close = weakref.finalize(self, _end, self.connection, self._process)
 
-    def begin(self, method: str, *arguments: Any) -> None:
-        """Ask for `block.method(*arguments)`."""
-        self.connection.send_bytes(pickle.dumps((method, arguments)))
+    def begin_iteration(self) -> None:
+        """Ask for an iteration, which follows those asked for before; goes on at once."""
+        self._ask("advance")
 
-    def result(self) -> Any:
-        """What was asked for.
+    def report(self) -> IterationReport:
+        """What the oldest iteration that is not reported yet gave, when it has ended.
 
         Raises:
-            RuntimeError: if the process failed or died.
+            RuntimeError: here and below, if the process failed or died.
         """
+        report, self._state = self._answer()
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """State out, after the iteration last reported. Before the first, none may have begun."""
+        if self._state is None:
+            self._ask("state_dict")
+            self._state = self._answer()
+        return self._state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """State in, while no iteration is under way."""
+        self._ask("load_state_dict", state)
+        self._answer()
+        self._state = None
+
+    def _ask(self, method: str, *arguments: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # Whoever fetches the answer will be told.
+            self.connection.send_bytes(pickle.dumps((method, arguments)))
+
+    def _answer(self) -> Any:
         try:
             value, error = pickle.loads(self.connection.recv_bytes())
         except EOFError:
@@ -95,6 +120,8 @@ def _serve(connection: Connection, make: Callable[[], Block], inherited: list[Co
     for other in inherited:
         other.close()
     block = None
+    # Sending waits until the other side reads; the next iteration need not.
+    sender = ThreadPoolExecutor(1)
     while True:
         try:
             method, arguments = pickle.loads(connection.recv_bytes())
@@ -102,10 +129,10 @@ def _serve(connection: Connection, make: Callable[[], Block], inherited: list[Co
             return
         try:
             block = block or make()
-            answer: tuple[Any, str | None] = (getattr(block, method)(*arguments), None)
+            value = getattr(block, method)(*arguments)
+            if method == "advance":
+                value = value, block.state_dict()
+            answer: tuple[Any, str | None] = (value, None)
         except Exception:
             answer = (None, traceback.format_exc())
-        try:
-            connection.send_bytes(pickle.dumps(answer))
-        except BrokenPipeError:
-            return
+        sender.submit(connection.send_bytes, pickle.dumps(answer))

@@ -43,6 +43,8 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         threads: native threads that share the physics.
         max_episode_steps: time limit; None is the registered one, -1 is none.
         render_mode: None or one of Gymnasium's off-screen modes, such as "rgb_array".
+        task_infos: whether `infos` hold what the task itself reports, such as "x_position"; what
+            ended and what failed they always hold.
         **kwargs: the keyword arguments of Gymnasium's constructor of the task.
 
     Raises:
@@ -62,6 +64,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         threads: int = 1,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
+        task_infos: bool = True,
         **kwargs: Any,
     ) -> None:
         if num_envs < 1:
@@ -84,6 +87,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         if max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be positive or -1, not {max_episode_steps}.")
         self._limit = max_episode_steps
+        self._task_infos = task_infos
 
         self._template = env
         self._frame_skip = env.frame_skip
@@ -129,7 +133,8 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
 
         before, after = self._position, task.locate()
         observations = task.observe()
-        rewards, terminations, infos = task.evaluate(actions, before, after)
+        rewards, terminations, task_infos = task.evaluate(actions, before, after)
+        infos = task_infos() if self._task_infos else {}
         if terminations is None:
             terminations = np.zeros(self.num_envs, bool)
         if errors or self._ids is not None:
@@ -184,7 +189,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
 
         going_on = {key: only(~done, value) for key, value in infos.items()}
         step_infos = with_masks(going_on, ~done) if not done.all() else {}
-        for key, value in self._task.reset_infos().items():
+        for key, value in self._reset_infos().items():
             going_on[key][done] = value[done]
             step_infos |= with_masks({key: going_on[key]}, self._everyone)
         return observations, step_infos | with_masks(endings, done)
@@ -230,11 +235,14 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
         errors = self._start_episodes(ids)
         self._observations = np.where(mask[:, None], self._task.observe(), self._observations)
         self._needs_reset = False
-        infos = {key: only(mask, value) for key, value in self._task.reset_infos().items()}
+        infos = {key: only(mask, value) for key, value in self._reset_infos().items()}
         infos = with_masks(infos, mask)
         if errors:
             infos |= error_infos(errors, self.num_envs)
         return self._observations.copy(), infos
+
+    def _reset_infos(self) -> Infos:
+        return self._task.reset_infos() if self._task_infos else {}
 
     def _start_episodes(self, ids: NDArray[np.int32]) -> dict[int, str]:
         states = [self._task.initial_state(self._generator(i)) for i in ids]

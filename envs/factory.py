@@ -25,6 +25,7 @@ def make(
     threads: int = 1,
     env_kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
+    task_infos: bool = True,
 ) -> VectorEnv:
     """A vector environment of num_members * envs_per_member sub-environments, member-major.
 
@@ -40,6 +41,8 @@ def make(
         threads: native threads (MuJoCo tasks only).
         env_kwargs: keyword arguments of the environment's constructor.
         max_episode_steps: time limit; None is the registered one, -1 is none.
+        task_infos: False spares the time for what MuJoCo tasks report themselves in `infos`, such
+            as "x_position".
 
     Raises:
         ValueError: an unknown id or argument, an environment that refuses to be built, or one
@@ -55,7 +58,9 @@ def make(
     spec = find_spec(env_id)
     if spec.id in TASKS and str(spec.entry_point).startswith("gymnasium.envs.mujoco."):
         try:
-            return BatchedMujocoEnv(spec.id, num_envs, threads, max_episode_steps, **env_kwargs)
+            return BatchedMujocoEnv(
+                spec.id, num_envs, threads, max_episode_steps, task_infos=task_infos, **env_kwargs
+            )
         except (OSError, TypeError) as error:
             raise ValueError(f"{spec.id} cannot be built: {error}") from error
     env = GymnasiumVectorEnv(spec, num_envs, max_episode_steps, env_kwargs)

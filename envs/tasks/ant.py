@@ -63,21 +63,24 @@ class AntV4(Ant):
         survives = healthy | bool(self.parameters.terminate_when_unhealthy)
         healthy_reward = survives.astype(np.float64) * self.parameters.healthy_reward
         costs = control_cost = self.parameters.ctrl_cost_weight * sum_of_squares(actions)
-        infos = {
-            "reward_forward": x_velocity,
-            "reward_ctrl": -control_cost,
-            "reward_survive": healthy_reward,
-            "x_position": after[:, 0].copy(),
-            "y_position": after[:, 1].copy(),
-            "distance_from_origin": length(after),
-            "x_velocity": x_velocity.copy(),
-            "y_velocity": y_velocity,
-            "forward_reward": x_velocity.copy(),
-        }
+        reported_cost = control_cost
         if self.parameters.use_contact_forces:
-            contact_cost = self.contact_cost()
-            costs = control_cost + contact_cost
-            infos["reward_ctrl"] = -contact_cost
+            reported_cost = self.contact_cost()
+            costs = control_cost + reported_cost
+
+        def infos() -> Infos:
+            return {
+                "reward_forward": x_velocity,
+                "reward_ctrl": -reported_cost,
+                "reward_survive": healthy_reward,
+                "x_position": after[:, 0].copy(),
+                "y_position": after[:, 1].copy(),
+                "distance_from_origin": length(after),
+                "x_velocity": x_velocity.copy(),
+                "y_velocity": y_velocity,
+                "forward_reward": x_velocity.copy(),
+            }
+
         return x_velocity + healthy_reward - costs, self.terminations(healthy), infos
 
 
@@ -100,14 +103,17 @@ class AntV5(Ant):
         healthy_reward = healthy * self.parameters.healthy_reward
         control_cost = self.parameters.ctrl_cost_weight * sum_of_squares(actions)
         contact_cost = self.contact_cost()
-        infos = self.reset_infos() | {
-            "x_velocity": x_velocity,
-            "y_velocity": y_velocity,
-            "reward_forward": forward_reward,
-            "reward_ctrl": -control_cost,
-            "reward_contact": -contact_cost,
-            "reward_survive": healthy_reward,
-        }
+
+        def infos() -> Infos:
+            return self.reset_infos() | {
+                "x_velocity": x_velocity,
+                "y_velocity": y_velocity,
+                "reward_forward": forward_reward,
+                "reward_ctrl": -control_cost,
+                "reward_contact": -contact_cost,
+                "reward_survive": healthy_reward,
+            }
+
         rewards = forward_reward + healthy_reward - (control_cost + contact_cost)
         return rewards, self.terminations(healthy), infos
 

@@ -8,7 +8,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
 from envs.simulation import FloatArray, Simulation
-from envs.tasks.base import Outcome, Task, length, sum_of_squares
+from envs.tasks.base import Infos, Outcome, Task, length, sum_of_squares
 
 
 class Arm(Task):
@@ -60,7 +60,10 @@ class ReacherV4(Reacher):
     def evaluate(self, actions: NDArray[Any], before: FloatArray, after: FloatArray) -> Outcome:
         distance_reward = -length(before)  # v4 rewards where the step began
         control_reward = -sum_of_squares(actions)
-        infos = {"reward_dist": distance_reward, "reward_ctrl": control_reward}
+
+        def infos() -> Infos:
+            return {"reward_dist": distance_reward, "reward_ctrl": control_reward}
+
         return distance_reward + control_reward, None, infos
 
 
@@ -71,7 +74,10 @@ class ReacherV5(Reacher):
     def evaluate(self, actions: NDArray[Any], before: FloatArray, after: FloatArray) -> Outcome:
         distance_reward = -length(after) * self.parameters.reward_dist_weight
         control_reward = -sum_of_squares(actions) * self.parameters.reward_control_weight
-        infos = {"reward_dist": distance_reward, "reward_ctrl": control_reward}
+
+        def infos() -> Infos:
+            return {"reward_dist": distance_reward, "reward_ctrl": control_reward}
+
         return distance_reward + control_reward, None, infos
 
 
@@ -92,11 +98,14 @@ class PusherV5(Arm):
         near_reward = -length(self._object - self._tip) * parameters.reward_near_weight
         distance_reward = -length(self._object - self._goal) * parameters.reward_dist_weight
         control_reward = -sum_of_squares(actions) * parameters.reward_control_weight
-        infos = {
-            "reward_dist": distance_reward,
-            "reward_ctrl": control_reward,
-            "reward_near": near_reward,
-        }
+
+        def infos() -> Infos:
+            return {
+                "reward_dist": distance_reward,
+                "reward_ctrl": control_reward,
+                "reward_near": near_reward,
+            }
+
         return distance_reward + control_reward + near_reward, None, infos
 
     def initial_state(self, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:

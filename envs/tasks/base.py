@@ -1,5 +1,6 @@
 """What a task is: observation, reward, termination and reset noise over all sub-environments."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from envs.simulation import FloatArray, Simulation
 
 Infos = dict[str, NDArray[Any]]
-Outcome = tuple[NDArray[Any], NDArray[np.bool_] | None, Infos]
+Outcome = tuple[NDArray[Any], NDArray[np.bool_] | None, Callable[[], Infos]]
 
 
 class Task:
@@ -51,6 +52,7 @@ class Task:
         """Rewards [num_envs], terminations [num_envs] (None: never) and infos of a step.
 
         `before` and `after` are what `locate` returned before and after it. All are new arrays.
+        Infos come as a function to call before the next step or reset, for whom they are of use.
         """
         raise NotImplementedError
 

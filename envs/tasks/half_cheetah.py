@@ -29,12 +29,15 @@ class HalfCheetahV4(Task):
         x_velocity = (after - before) / self.dt
         forward_reward = self.parameters.forward_reward_weight * x_velocity
         control_cost = self.parameters.ctrl_cost_weight * sum_of_squares(actions)
-        infos = {
-            "x_position": after.copy(),
-            "x_velocity": x_velocity,
-            self.forward_info: forward_reward,
-            "reward_ctrl": -control_cost,
-        }
+
+        def infos() -> Infos:
+            return {
+                "x_position": after.copy(),
+                "x_velocity": x_velocity,
+                self.forward_info: forward_reward,
+                "reward_ctrl": -control_cost,
+            }
+
         return forward_reward - control_cost, None, infos
 
     def initial_state(self, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:

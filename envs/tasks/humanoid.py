@@ -103,17 +103,20 @@ class HumanoidV4(Humanoid):
         healthy_reward = survives.astype(np.float64) * self.parameters.healthy_reward
         control_cost = self.control_cost(self.parameters.ctrl_cost_weight)
         forward_reward = self.parameters.forward_reward_weight * velocity[:, 0]
-        infos = {
-            "reward_linvel": forward_reward,
-            "reward_quadctrl": -control_cost,
-            "reward_alive": healthy_reward,
-            "x_position": after[:, 0].copy(),
-            "y_position": after[:, 1].copy(),
-            "distance_from_origin": length(after),
-            "x_velocity": velocity[:, 0],
-            "y_velocity": velocity[:, 1],
-            "forward_reward": forward_reward.copy(),
-        }
+
+        def infos() -> Infos:
+            return {
+                "reward_linvel": forward_reward,
+                "reward_quadctrl": -control_cost,
+                "reward_alive": healthy_reward,
+                "x_position": after[:, 0].copy(),
+                "y_position": after[:, 1].copy(),
+                "distance_from_origin": length(after),
+                "x_velocity": velocity[:, 0],
+                "y_velocity": velocity[:, 1],
+                "forward_reward": forward_reward.copy(),
+            }
+
         rewards = forward_reward + healthy_reward - control_cost
         return rewards, self.terminations(healthy), infos
 
@@ -131,14 +134,17 @@ class HumanoidV5(HumanoidBodyV5, Humanoid):
         healthy_reward = healthy * self.parameters.healthy_reward
         control_cost = self.control_cost(self.parameters.ctrl_cost_weight)
         contact_cost = self.contact_cost()
-        infos = self.reset_infos() | {
-            "x_velocity": velocity[:, 0],
-            "y_velocity": velocity[:, 1],
-            "reward_survive": healthy_reward,
-            "reward_forward": forward_reward,
-            "reward_ctrl": -control_cost,
-            "reward_contact": -contact_cost,
-        }
+
+        def infos() -> Infos:
+            return self.reset_infos() | {
+                "x_velocity": velocity[:, 0],
+                "y_velocity": velocity[:, 1],
+                "reward_survive": healthy_reward,
+                "reward_forward": forward_reward,
+                "reward_ctrl": -control_cost,
+                "reward_contact": -contact_cost,
+            }
+
         rewards = forward_reward + healthy_reward - (control_cost + contact_cost)
         return rewards, self.terminations(healthy), infos
 
@@ -160,11 +166,14 @@ class HumanoidStandupV4(HumanoidBody):
     def stand_up(self, control_cost: FloatArray, impact_cost: FloatArray) -> Outcome:
         """The reward of getting up: height over the simulation's (not the task's) time step."""
         height_reward = self.simulation.qpos[:, 2] / self.model.opt.timestep
-        infos = {
-            "reward_linup": height_reward,
-            "reward_quadctrl": -control_cost,
-            "reward_impact": -impact_cost,
-        }
+
+        def infos() -> Infos:
+            return {
+                "reward_linup": height_reward,
+                "reward_quadctrl": -control_cost,
+                "reward_impact": -impact_cost,
+            }
+
         return height_reward - control_cost - impact_cost + 1, None, infos
 
     def initial_state(self, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
@@ -178,7 +187,7 @@ class HumanoidStandupV5(HumanoidBodyV5, HumanoidStandupV4):
         impact = parameters.impact_cost_weight * sum_of_squares(self.simulation.cfrc_ext)
         impact_cost = np.clip(impact, *parameters.impact_cost_range)
         rewards, terminations, infos = self.stand_up(control_cost, impact_cost)
-        return rewards, terminations, self.reset_infos() | infos
+        return rewards, terminations, lambda: self.reset_infos() | infos()
 
     def reset_infos(self) -> Infos:
         qpos = self.simulation.qpos

@@ -8,7 +8,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
 from envs.simulation import FloatArray, Simulation
-from envs.tasks.base import Outcome, Task
+from envs.tasks.base import Infos, Outcome, Task
 
 
 class InvertedPendulumV4(Task):
@@ -23,7 +23,7 @@ class InvertedPendulumV4(Task):
         return ~np.isfinite(self._observed).all(axis=1) | (np.abs(self._observed[:, 1]) > 0.2)
 
     def evaluate(self, actions: NDArray[Any], before: FloatArray, after: FloatArray) -> Outcome:
-        return np.ones(self.simulation.num_envs), self.fallen(), {}
+        return np.ones(self.simulation.num_envs), self.fallen(), dict
 
     def initial_state(self, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
         return self.uniform_state(generator, 0.01)
@@ -32,7 +32,10 @@ class InvertedPendulumV4(Task):
 class InvertedPendulumV5(InvertedPendulumV4):
     def evaluate(self, actions: NDArray[Any], before: FloatArray, after: FloatArray) -> Outcome:
         fallen = self.fallen()
-        infos = {"reward_survive": (~fallen).astype(int)}
+
+        def infos() -> Infos:
+            return {"reward_survive": (~fallen).astype(int)}
+
         return (~fallen).astype(np.float64), fallen, infos
 
     def initial_state(self, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
@@ -68,7 +71,7 @@ class DoublePendulum(Task):
 class InvertedDoublePendulumV4(DoublePendulum):
     def evaluate(self, actions: NDArray[Any], before: FloatArray, after: FloatArray) -> Outcome:
         distance, speed = self.penalties()
-        return 10 - distance - speed, self.fallen(), {}
+        return 10 - distance - speed, self.fallen(), dict
 
     def initial_state(self, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
         return self.gaussian_velocity_state(generator, 0.1)
@@ -83,11 +86,14 @@ class InvertedDoublePendulumV5(DoublePendulum):
         distance, speed = self.penalties()
         fallen = self.fallen()
         alive = self.parameters.healthy_reward * (~fallen).astype(int)
-        infos = {
-            "reward_survive": alive,
-            "distance_penalty": -distance,
-            "velocity_penalty": -speed,
-        }
+
+        def infos() -> Infos:
+            return {
+                "reward_survive": alive,
+                "distance_penalty": -distance,
+                "velocity_penalty": -speed,
+            }
+
         return alive - distance - speed, fallen, infos
 
     def initial_state(self, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:

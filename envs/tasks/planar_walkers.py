@@ -47,14 +47,19 @@ class PlanarWalker(Task):
         control_cost = self.parameters.ctrl_cost_weight * sum_of_squares(actions)
         rewards = forward_reward + healthy_reward - control_cost
         terminations = ~healthy if self.parameters.terminate_when_unhealthy else None
-        infos = {
-            "x_position": after.copy(),
-            "x_velocity": x_velocity,
-            "reward_forward": forward_reward,
-            "reward_ctrl": -control_cost,
-            "reward_survive": healthy_reward,
-        }
-        return rewards, terminations, self.step_infos(infos)
+
+        def infos() -> Infos:
+            return self.step_infos(
+                {
+                    "x_position": after.copy(),
+                    "x_velocity": x_velocity,
+                    "reward_forward": forward_reward,
+                    "reward_ctrl": -control_cost,
+                    "reward_survive": healthy_reward,
+                }
+            )
+
+        return rewards, terminations, infos
 
     def initial_state(self, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
         return self.uniform_state(generator, self.parameters.reset_noise_scale)

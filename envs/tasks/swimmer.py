@@ -27,15 +27,18 @@ class SwimmerV4(Task):
         velocity = (after - before) / self.dt
         forward_reward = self.parameters.forward_reward_weight * velocity[:, 0]
         control_cost = self.parameters.ctrl_cost_weight * sum_of_squares(actions)
-        infos = {
-            "x_position": after[:, 0].copy(),
-            "y_position": after[:, 1].copy(),
-            "distance_from_origin": length(after),
-            "x_velocity": velocity[:, 0],
-            "y_velocity": velocity[:, 1],
-            "reward_ctrl": -control_cost,
-            **self.forward_infos(forward_reward),
-        }
+
+        def infos() -> Infos:
+            return {
+                "x_position": after[:, 0].copy(),
+                "y_position": after[:, 1].copy(),
+                "distance_from_origin": length(after),
+                "x_velocity": velocity[:, 0],
+                "y_velocity": velocity[:, 1],
+                "reward_ctrl": -control_cost,
+                **self.forward_infos(forward_reward),
+            }
+
         return forward_reward - control_cost, None, infos
 
     def forward_infos(self, forward_reward: FloatArray) -> Infos:

@@ -1,5 +1,7 @@
 """The laws: members are independent, resuming is exact, arms differ in the optimizer alone."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,27 @@ def test_the_number_of_threads_changes_nothing():
     one, _ = advanced(Population(config(seeds=5)))
     two, _ = advanced(Population(config(seeds=5, threads=2)))
     assert_equal(one, two)
+
+
+def test_what_is_saved_is_the_iteration_last_reported_however_far_a_block_is():
+    one, two = Population(config(seeds=2)), Population(config(seeds=2, threads=2))
+    for _ in range(SMALL["steps"] // SMALL["rollout_steps"]):
+        assert_equal(two.state_dict(), one.state_dict())
+        ours, theirs = two.advance(), one.advance()
+        assert ours.episodes == theirs.episodes
+    assert_equal(two.state_dict(), one.state_dict())
+
+
+def test_the_death_of_a_worker_process_is_said():
+    population = Population(config(seeds=2, threads=2, steps=64 * 1000))
+    population.advance()
+    children = multiprocessing.active_children()
+    for child in children:
+        child.kill()
+        child.join()
+    assert children
+    with pytest.raises(RuntimeError, match=r"worker process died .* --resume"):
+        advanced(population)
 
 
 @pytest.mark.parametrize("opt", ["upgd", "sgd"])

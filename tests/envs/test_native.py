@@ -135,6 +135,23 @@ def test_inactive_sub_environments_stand_still_and_the_others_go_on() -> None:
         assert (returned[1][1], returned[2][1], returned[3][1]) == (0.0, False, False)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_without_the_tasks_infos_all_else_is_the_same(task: str) -> None:
+    env = BatchedMujocoEnv(task, 3, max_episode_steps=12)
+    spare = BatchedMujocoEnv(task, 3, max_episode_steps=12, task_infos=False)
+    actions = random_actions(env, 30)
+    assert spare.reset(seed=1)[1] == {}
+    env.reset(seed=1)
+    for action in actions:
+        whole, bare = env.step(action), spare.step(action)
+        assert_same(whole[:4], bare[:4])
+        assert bare[4].keys() <= {
+            name for key in ("episode", "final_obs", "final_info") for name in (key, f"_{key}")
+        }
+        for name in bare[4].keys() & {"episode", "_episode", "_final_obs"}:
+            assert_same(whole[4][name], bare[4][name])
+
+
 def test_rendered_frames_show_each_sub_environments_state(monkeypatch) -> None:
     env = BatchedMujocoEnv("Hopper-v5", 2, render_mode="rgb_array")
     play(env, random_actions(env, 5))
