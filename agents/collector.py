@@ -97,7 +97,7 @@ class Collector:
             ended = terminations | truncations
             rollout.rewards[:, step] = self._by_member(rewards)
             dones = self._by_member(ended).astype(dones.dtype)
-            if ended.any():
+            if np.count_nonzero(ended):
                 self._note_episodes(step, ended, terminations, infos)
                 if self.time_limit_discount > 0:
                     for env in np.flatnonzero(truncations & ~terminations):

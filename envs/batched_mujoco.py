@@ -152,12 +152,13 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
 
         if errors:
             rewards[list(errors)] = np.nan
-        if not math.isfinite(observations.sum() + rewards.sum()):
+        total = np.add.reduce(observations, axis=None) + np.add.reduce(rewards)
+        if not math.isfinite(total):
             finite = np.isfinite(observations).all(axis=1) & np.isfinite(rewards)
             for i in np.flatnonzero(~finite):
                 errors.setdefault(int(i), "The observation or the reward is not finite.")
         done = terminations | truncations
-        if done.any():
+        if np.count_nonzero(done):
             observations, infos = self._autoreset(done, observations, infos, errors)
         else:
             infos = with_masks(infos, self._everyone)

@@ -1,5 +1,6 @@
 """Ant-v4 and Ant-v5: a four-legged robot runs forward and must not jump or flip."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,10 @@ class Ant(Task):
     def is_healthy(self) -> NDArray[np.bool_]:
         low, high = self.parameters.healthy_z_range
         height = self._state[:, 2]
-        return np.isfinite(self._state).all(axis=1) & (low <= height) & (height <= high)
+        healthy = (low <= height) & (height <= high)
+        if not math.isfinite(np.add.reduce(self._state, axis=None)):
+            healthy &= np.isfinite(self._state).all(axis=1)
+        return healthy
 
     def terminations(self, healthy: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
         return ~healthy if self.parameters.terminate_when_unhealthy else None
@@ -60,8 +64,8 @@ class AntV4(Ant):
         x_velocity, y_velocity = velocity[:, 0], velocity[:, 1]
         healthy = self.is_healthy()
         # v4 rewards an unhealthy robot too when being unhealthy ends the episode.
-        survives = healthy | bool(self.parameters.terminate_when_unhealthy)
-        healthy_reward = survives.astype(np.float64) * self.parameters.healthy_reward
+        survives = 1.0 if self.parameters.terminate_when_unhealthy else healthy.astype(np.float64)
+        healthy_reward = survives * self.parameters.healthy_reward
         costs = control_cost = self.parameters.ctrl_cost_weight * sum_of_squares(actions)
         reported_cost = control_cost
         if self.parameters.use_contact_forces:
@@ -72,7 +76,7 @@ class AntV4(Ant):
             return {
                 "reward_forward": x_velocity,
                 "reward_ctrl": -reported_cost,
-                "reward_survive": healthy_reward,
+                "reward_survive": np.full(len(x_velocity), healthy_reward),
                 "x_position": after[:, 0].copy(),
                 "y_position": after[:, 1].copy(),
                 "distance_from_origin": length(after),

@@ -24,10 +24,10 @@ class PlanarWalker(Task):
     def is_healthy(self) -> NDArray[np.bool_]:
         raise NotImplementedError
 
-    def healthy_reward(self, healthy: NDArray[np.bool_]) -> NDArray[Any]:
+    def healthy_reward(self, healthy: NDArray[np.bool_]) -> NDArray[Any] | float:
         raise NotImplementedError
 
-    def step_infos(self, infos: Infos) -> Infos:
+    def step_infos(self, infos: dict[str, Any]) -> Infos:
         raise NotImplementedError
 
     def locate(self) -> FloatArray:
@@ -72,11 +72,11 @@ class PlanarWalker(Task):
 class GenerationV4(PlanarWalker):
     """v4 rewards an unhealthy robot too when being unhealthy ends the episode."""
 
-    def healthy_reward(self, healthy: NDArray[np.bool_]) -> NDArray[Any]:
-        survives = healthy | bool(self.parameters.terminate_when_unhealthy)
-        return survives.astype(np.float64) * self.parameters.healthy_reward
+    def healthy_reward(self, healthy: NDArray[np.bool_]) -> NDArray[Any] | float:
+        survives = 1.0 if self.parameters.terminate_when_unhealthy else healthy.astype(np.float64)
+        return survives * self.parameters.healthy_reward
 
-    def step_infos(self, infos: Infos) -> Infos:
+    def step_infos(self, infos: dict[str, Any]) -> Infos:
         return {key: infos[key] for key in ("x_position", "x_velocity")}
 
 
@@ -86,7 +86,7 @@ class GenerationV5(PlanarWalker):
     def healthy_reward(self, healthy: NDArray[np.bool_]) -> NDArray[Any]:
         return healthy * self.parameters.healthy_reward
 
-    def step_infos(self, infos: Infos) -> Infos:
+    def step_infos(self, infos: dict[str, Any]) -> Infos:
         height = self.simulation.qpos[:, 1] - self.init_qpos[1]
         return infos | {"z_distance_from_origin": height}
 
