@@ -65,8 +65,11 @@ def measure(run: Path) -> dict[str, Any] | None:
 
 
 def megabytes_of(process: int) -> float:
-    """Resident memory of a process and of its workers, what they share counted once."""
-    return sum(map(resident_megabytes, [process, *children_of(process)]))
+    """Resident memory of a process, and what its workers, forked from it, have for themselves."""
+    workers = children_of(process)
+    return kilobytes(process, "Rss") / 1024 + sum(
+        kilobytes(worker, "Private_Clean", "Private_Dirty") / 1024 for worker in workers
+    )
 
 
 def children_of(process: int) -> list[int]:
@@ -75,10 +78,10 @@ def children_of(process: int) -> list[int]:
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
-def resident_megabytes(process: int) -> float:
-    """A process's resident memory, its part of what it shares."""
+def kilobytes(process: int, *names: str) -> int:
+    """The sum of some of the figures that Linux gives of a process's memory."""
     lines = Path("/proc", str(process), "smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) for line in lines if line.partition(":")[0] in names)
 
 
 def megabytes_in(folder: Path) -> float:

@@ -43,15 +43,20 @@ PHASES: list[tuple[str, Any, str]] = [
 class PhaseTimers:
     """Counts the seconds spent in each phase, from now on, in this process.
 
+    Args:
+        only: phases to count; the time of others is then not told apart from theirs.
+
     Attributes:
         seconds: phase → seconds since the last `clear`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, only: set[str] | None = None) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._running: list[str] = []
         self._since = 0.0
         for phase, owner, name in PHASES:
+            if only and phase not in only:
+                continue
             setattr(owner, name, self._timed(phase, getattr(owner, name)))
 
     def clear(self) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py
     python benchmarks/scaling.py --env Hopper-v4 --seeds 8 --repetitions 3
 
-Everything is measured as in `throughput.py`, whole training with statistics and logging on,
-repetition by repetition, in processes of their own.
+Everything is measured as in `throughput.py`: whole training with statistics and logging on, in
+processes of their own that take turns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from throughput import CORES, in_processes
+from contestants import CORES, Contestant
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +52,6 @@ def measure(options: Options) -> dict[str, list[float]]:
         "env_id": options.env,
         "opt": options.opt,
         "seeds": options.seeds,
-        "seconds": options.seconds,
         "threads": options.threads,
     }
     plan: list[tuple[str, int, dict[str, Any]]] = [
@@ -60,13 +59,18 @@ def measure(options: Options) -> dict[str, list[float]]:
         *((f"{n} environments per seed", 1, {"envs_per_seed": n}) for n in options.envs_per_seed),
         ("two runs side by side, each on all threads", 2, {}),
     ]
+    entered = {
+        name: Contestant("training", count, **{**base, **changes}) for name, count, changes in plan
+    }
     rates: dict[str, list[float]] = {}
     for _ in range(options.repetitions):
-        for name, count, changes in plan:
-            result = in_processes("training", count, **{**base, **changes})
+        for name, contestant in entered.items():
+            result = contestant.measure(options.seconds)
             rates.setdefault(name, []).append(result["steps_per_second"])
             print(f"{name:45} {rates[name][-1]:10,.0f} steps/s", file=sys.stderr, flush=True)
         rates.setdefault("start-up", []).append(start_up(options))
+    for contestant in entered.values():
+        contestant.close()
     return rates
 
 
