@@ -179,6 +179,7 @@ def training(
                 "threads": threads,
                 "hidden_sizes": (hidden_size, hidden_size),
                 "envs_per_seed": envs_per_seed,
+                "rollout_steps": default.ppo.rollout_steps // envs_per_seed,
                 "statistics_every": MIN_ITERATIONS,
                 "out": Path(folder, "run"),
             }

@@ -34,10 +34,12 @@ class Options:
     """Optimizer."""
     seeds: int = 16
     """Seeds in one run."""
+    blocks: tuple[int, ...] = (1, 2, 4, 8, 15)
+    """Seeds in a block of its own core, for what more cores would give."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """Units of each of the two hidden layers."""
     envs_per_seed: tuple[int, ...] = (1, 4, 16)
-    """Environments per seed; a rollout stays 2048 steps of each."""
+    """Environments per seed; a rollout stays 2048 steps in all."""
     repetitions: int = 3
     """Times that everything is measured, in turn."""
     seconds: float = 5.0
@@ -56,6 +58,7 @@ def measure(options: Options) -> dict[str, list[float]]:
     }
     plan: list[tuple[str, int, dict[str, Any]]] = [
         *((f"width {width}", 1, {"hidden_size": width}) for width in options.widths),
+        *((f"{n} seeds per core", 1, {"seeds": n * options.threads}) for n in options.blocks),
         *((f"{n} environments per seed", 1, {"envs_per_seed": n}) for n in options.envs_per_seed),
         ("two runs side by side, each on all threads", 2, {}),
     ]
@@ -74,17 +77,36 @@ def measure(options: Options) -> dict[str, list[float]]:
     return rates
 
 
+FIRST_STEP = """
+import os, sys, time
+import agents.collector
+
+def first_step(self):
+    print(time.time(), flush=True)
+    os._exit(0)
+
+agents.collector.Collector.collect = first_step
+import train
+train.main(sys.argv[1:])
+"""
+
+
 def start_up(options: Options) -> float:
-    """Seconds from the command to the end of a first rollout of one step."""
-    command = [
-        *(sys.executable, str(ROOT / "train.py"), "--env", options.env, "--opt", options.opt),
-        *("--seeds", str(options.seeds), "--threads", str(options.threads), "--steps", "1"),
-        *("--rollout-steps", "1", "--minibatches", "1", "--epochs", "1"),
+    """Seconds from the command to the first step."""
+    arguments = [
+        *("--env", options.env, "--opt", options.opt, "--seeds", str(options.seeds)),
+        *("--threads", str(options.threads)),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        subprocess.run([*command, "--out", f"{folder}/run"], check=True, capture_output=True)
-        return time.perf_counter() - began
+        began = time.time()
+        finished = subprocess.run(
+            [sys.executable, "-c", FIRST_STEP, *arguments, "--out", f"{folder}/run"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    return float(finished.stdout.split()[-1]) - began
 
 
 def main() -> None:
@@ -101,7 +123,7 @@ def main() -> None:
             f"  {median / first:5.2f} of the first"
         )
     print(
-        f"start-up, first step, saving and leaving: {statistics.median(began):.1f} s"
+        f"from the command to the first step: {statistics.median(began):.1f} s"
         f"  ({min(began):.1f} to {max(began):.1f})"
     )
 
