@@ -17,6 +17,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -119,7 +120,8 @@ def _serve(connection: Connection, make: Callable[[], Block], inherited: list[Co
         signal.signal(number, signal.SIG_IGN)
     for other in inherited:
         other.close()
-    block = None
+    # Made at once: however many processes there are, none waits to be asked first.
+    block, failure = _attempt(make)
     # Sending waits until the other side reads; the next iteration need not.
     sender = ThreadPoolExecutor(1)
     while True:
@@ -127,12 +129,18 @@ def _serve(connection: Connection, make: Callable[[], Block], inherited: list[Co
             method, arguments = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
-        try:
-            block = block or make()
-            value = getattr(block, method)(*arguments)
-            if method == "advance":
-                value = value, block.state_dict()
-            answer: tuple[Any, str | None] = (value, None)
-        except Exception:
-            answer = (None, traceback.format_exc())
+        answer = (None, failure) if failure else _attempt(partial(_do, block, method, arguments))
         sender.submit(connection.send_bytes, pickle.dumps(answer))
+
+
+def _do(block: Block, method: str, arguments: tuple[Any, ...]) -> Any:
+    value = getattr(block, method)(*arguments)
+    return (value, block.state_dict()) if method == "advance" else value
+
+
+def _attempt(call: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What a call gives, or the traceback of its failure, for the other side to raise."""
+    try:
+        return call(), None
+    except Exception:
+        return None, traceback.format_exc()

@@ -9,7 +9,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
 from envs.simulation import FloatArray, Simulation
-from envs.tasks.base import Infos, Outcome, Task, length, sum_of_squares
+from envs.tasks.base import Infos, Outcome, Task, healthy_reward_v4, length, sum_of_squares
 
 
 class Ant(Task):
@@ -63,9 +63,7 @@ class AntV4(Ant):
         velocity = (after - before) / self.dt
         x_velocity, y_velocity = velocity[:, 0], velocity[:, 1]
         healthy = self.is_healthy()
-        # v4 rewards an unhealthy robot too when being unhealthy ends the episode.
-        survives = 1.0 if self.parameters.terminate_when_unhealthy else healthy.astype(np.float64)
-        healthy_reward = survives * self.parameters.healthy_reward
+        healthy_reward = healthy_reward_v4(healthy, self.parameters)
         costs = control_cost = self.parameters.ctrl_cost_weight * sum_of_squares(actions)
         reported_cost = control_cost
         if self.parameters.use_contact_forces:

@@ -81,6 +81,15 @@ class Task:
         return qpos, qvel
 
 
+def healthy_reward_v4(
+    healthy: NDArray[np.bool_], parameters: SimpleNamespace
+) -> NDArray[np.float64] | float:
+    """Generation 4 rewards a fallen robot too, [num_envs] or for all alike, when falling ends
+    the episode."""
+    survives = 1.0 if parameters.terminate_when_unhealthy else healthy.astype(np.float64)
+    return survives * parameters.healthy_reward
+
+
 def sum_of_squares(values: NDArray[Any]) -> NDArray[Any]:
     """[num_envs] the sum of squares over all other axes, in the precision of `values`."""
     squares = np.square(values)

@@ -8,7 +8,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
 from envs.simulation import FloatArray, Simulation
-from envs.tasks.base import Infos, Outcome, Task, length, sum_of_squares
+from envs.tasks.base import Infos, Outcome, Task, healthy_reward_v4, length, sum_of_squares
 
 
 class HumanoidBody(Task):
@@ -98,9 +98,7 @@ class HumanoidV4(Humanoid):
     def evaluate(self, actions: NDArray[Any], before: FloatArray, after: FloatArray) -> Outcome:
         velocity = (after - before) / self.dt
         healthy = self.is_healthy()
-        # v4 rewards a fallen robot too when falling ends the episode.
-        survives = healthy | bool(self.parameters.terminate_when_unhealthy)
-        healthy_reward = survives.astype(np.float64) * self.parameters.healthy_reward
+        healthy_reward = healthy_reward_v4(healthy, self.parameters)
         control_cost = self.control_cost(self.parameters.ctrl_cost_weight)
         forward_reward = self.parameters.forward_reward_weight * velocity[:, 0]
 
@@ -108,7 +106,7 @@ class HumanoidV4(Humanoid):
             return {
                 "reward_linvel": forward_reward,
                 "reward_quadctrl": -control_cost,
-                "reward_alive": healthy_reward,
+                "reward_alive": np.full(len(forward_reward), healthy_reward),
                 "x_position": after[:, 0].copy(),
                 "y_position": after[:, 1].copy(),
                 "distance_from_origin": length(after),

@@ -8,7 +8,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
 from envs.simulation import FloatArray, Simulation
-from envs.tasks.base import Infos, Outcome, Task, sum_of_squares
+from envs.tasks.base import Infos, Outcome, Task, healthy_reward_v4, sum_of_squares
 
 
 class PlanarWalker(Task):
@@ -70,11 +70,10 @@ class PlanarWalker(Task):
 
 
 class GenerationV4(PlanarWalker):
-    """v4 rewards an unhealthy robot too when being unhealthy ends the episode."""
+    """v4 reports little."""
 
     def healthy_reward(self, healthy: NDArray[np.bool_]) -> NDArray[Any] | float:
-        survives = 1.0 if self.parameters.terminate_when_unhealthy else healthy.astype(np.float64)
-        return survives * self.parameters.healthy_reward
+        return healthy_reward_v4(healthy, self.parameters)
 
     def step_infos(self, infos: dict[str, Any]) -> Infos:
         return {key: infos[key] for key in ("x_position", "x_velocity")}
