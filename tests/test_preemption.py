@@ -63,14 +63,17 @@ def finish(process, seconds=120):
 
 
 def kill_at(owner, name, call, before):
-    """Have the process kill itself at the n-th call of a function: just before it, or after."""
+    """Have the process kill itself at the n-th call of a function: just before it, or after.
+
+    Its workers, forked from it, are ahead of it at times; they live on until it dies.
+    """
 
     def prepare():
-        original, calls = getattr(owner, name), 0
+        original, calls, run = getattr(owner, name), 0, os.getpid()
 
         def fatal(*arguments, **keywords):
             nonlocal calls
-            calls += 1
+            calls += os.getpid() == run
             if calls == call and before:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = original(*arguments, **keywords)
