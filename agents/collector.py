@@ -177,12 +177,13 @@ class Collector:
         rollout = self.rollout
         observations = rollout.samples("observations", self.device)
         actions = rollout.samples("actions", self.device)
-        log_std = self.networks.log_std.unsqueeze(1)
+        log_std = self.networks.log_std
+        inverse_std = torch.exp(-log_std).unsqueeze(1)
         log_probs, values = [], []
         for chunk, taken in zip(
             observations.split(INFERENCE_CHUNK, 1), actions.split(INFERENCE_CHUNK, 1), strict=True
         ):
-            z = (taken - self.networks.actor.forward(chunk)) * torch.exp(-log_std)
+            z = (taken - self.networks.actor.forward(chunk)) * inverse_std
             log_probs.append(gaussian_log_probs(z, log_std))
             values.append(self.networks.critic.forward(chunk).squeeze(-1))
         shape = rollout.values.shape

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents import compiled
 from agents.random_streams import seed_of
 
 ROW_ALIGNMENT = 64
@@ -64,10 +65,12 @@ class FlatParameters:
 class Activation:
     """An elementwise nonlinearity.
 
+    The usual ones work in place: whatever is written anew has to come from far away in memory.
+
     Attributes:
-        forward: pre-activations → activations.
-        backward: (gradient in the activations, pre-activations, activations) → gradient in the
-            pre-activations.
+        forward: pre-activations → activations; may overwrite them.
+        backward: (gradient in the activations, pre-activations as `forward` left them,
+            activations) → gradient in the pre-activations; may overwrite the first.
         infer: the same as `forward`, in place, on NumPy arrays, for the step loop.
     """
 
@@ -88,13 +91,15 @@ def _silu_backward(gradient: Tensor, z: Tensor, h: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": Activation(
-        torch.tanh,
-        lambda gradient, z, h: torch.ops.aten.tanh_backward(gradient, h),
+        torch.tanh_,
+        lambda gradient, z, h: torch.ops.aten.tanh_backward(gradient, h, grad_input=gradient),
         lambda z: np.tanh(z, out=z),
     ),
     "relu": Activation(
-        torch.relu,
-        lambda gradient, z, h: torch.ops.aten.threshold_backward(gradient, z, 0.0),
+        torch.relu_,
+        lambda gradient, z, h: torch.ops.aten.threshold_backward(
+            gradient, h, 0.0, grad_input=gradient
+        ),
         lambda z: np.maximum(z, 0, out=z),
     ),
     "leaky_relu": Activation(
@@ -123,7 +128,7 @@ class StackedMLP:
             `.bias` [S, out], with layer norm also `.norm_weight` and `.norm_bias` [S, out], and
             `NAME.output.weight`, `.bias`.
         name: "actor" or "critic".
-        num_hidden: number of hidden layers.
+        sizes: inputs, units of each hidden layer, outputs.
         activation: a key of `ACTIVATIONS`.
         layer_norm: normalise pre-activations (Ba et al., 2016).
     """
@@ -132,11 +137,13 @@ class StackedMLP:
         self,
         parameters: FlatParameters,
         name: str,
-        num_hidden: int,
+        sizes: tuple[int, ...],
         activation: str,
         layer_norm: bool,
     ) -> None:
         self.parameters = parameters
+        self.sizes = sizes
+        num_hidden = len(sizes) - 2
         self.layers = [f"{name}.layer_{i + 1}" for i in range(num_hidden)]
         self.output_layer = f"{name}.output"
         self.activation = ACTIVATIONS[activation]
@@ -160,13 +167,14 @@ class StackedMLP:
     def backward(self, gradient: Tensor) -> None:
         """Write the parameters' gradients, given the loss's gradient [S, B, out] in the outputs.
 
-        The loss is summed over the batch here; divide by B beforehand for a mean.
+        The loss is summed over the batch here; divide by B beforehand for a mean. What `forward`
+        kept is used up: the other network gets the same memory, while it is still in the cache.
         """
         h = self._saved[-1][2]
         gradient = self._linear_backward(self.output_layer, gradient, h)
         for i in reversed(range(len(self.layers))):
             layer = self.layers[i]
-            h, z, activations, normalised, inverse_std = self._saved[i]
+            h, z, activations, normalised, inverse_std = self._saved.pop()
             gradient = self.activation.backward(gradient, z, activations)
             if self.layer_norm:
                 gradient = self._normalise_backward(layer, gradient, normalised, inverse_std)
@@ -259,19 +267,29 @@ class ActorCritic:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        actor_sizes = (observation_size, *hidden_sizes, action_size)
+        critic_sizes = (observation_size, *hidden_sizes, 1)
         shapes = {
-            **_mlp_shapes("actor", (observation_size, *hidden_sizes, action_size), layer_norm),
+            **_mlp_shapes("actor", actor_sizes, layer_norm),
             "actor.log_std": (action_size,),
-            **_mlp_shapes("critic", (observation_size, *hidden_sizes, 1), layer_norm),
+            **_mlp_shapes("critic", critic_sizes, layer_norm),
         }
         self.parameters = FlatParameters(shapes, len(seeds), dtype, device)
         self.activation_name = activation
-        depth = len(hidden_sizes)
-        self.actor = StackedMLP(self.parameters, "actor", depth, activation, layer_norm)
-        self.critic = StackedMLP(self.parameters, "critic", depth, activation, layer_norm)
+        self.actor = StackedMLP(self.parameters, "actor", actor_sizes, activation, layer_norm)
+        self.critic = StackedMLP(self.parameters, "critic", critic_sizes, activation, layer_norm)
         for member, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed_of(seed, "parameters"))
             self._initialise(member, generator)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the compiled kernels are there and know networks like these."""
+        data = self.parameters.data
+        if data.dtype != torch.float32 or data.device.type != "cpu" or self.actor.layer_norm:
+            return False
+        kernels = compiled.kernels()
+        return kernels is not None and self.activation_name in kernels.ACTIVATIONS
 
     @property
     def log_std(self) -> Tensor:

@@ -25,16 +25,16 @@ from agents.networks import ActorCritic
 from agents.optimizers.population import PopulationOptimizer
 from agents.ppo_gradient import (
     MINIBATCH_STATISTICS,
-    clip_gradient,
+    MinibatchTerms,
+    approx_kl,
     compute_gradient,
+    minibatch_statistics,
     normalize_minibatches,
 )
 from agents.random_streams import RandomStreams
 from agents.report import IterationReport
 from agents.rollout import generalized_advantages
 
-APPROX_KL = MINIBATCH_STATISTICS.index("approx_kl")
-GRADIENT_NORM = MINIBATCH_STATISTICS.index("gradient_norm")
 MAX_RATIO = MINIBATCH_STATISTICS.index("max_ratio")
 
 
@@ -197,27 +197,30 @@ class PPO:
                 shuffled["advantages"] = normalize_minibatches(
                     shuffled["advantages"], config.minibatches
                 )
+            minibatches: list[MinibatchTerms] = []
+            taken: list[NDArray] = []
             for start in range(0, num_samples, minibatch_size):
                 minibatch = {
                     name: values[:, start : start + minibatch_size]
                     for name, values in shuffled.items()
                 }
-                statistics = compute_gradient(self.networks, minibatch, config)
-                self.gradient_norms = statistics[:, GRADIENT_NORM].clone()
+                terms = compute_gradient(self.networks, minibatch, config)
+                self.gradient_norms = terms.gradient_norms
                 if config.target_kl is not None:
-                    active &= ~(statistics[:, APPROX_KL] > config.target_kl).cpu().numpy()
-                    statistics[torch.from_numpy(~active)] = math.nan
+                    active &= ~(approx_kl(terms.log_ratios) > config.target_kl).cpu().numpy()
                     if not active.any():
                         break
-                log.append(statistics)
-                if config.max_grad_norm > 0:
-                    clip_gradient(self.networks, self.gradient_norms, config.max_grad_norm)
+                minibatches.append(terms)
+                taken.append(active.copy())
                 self.optimizer.step(None if active.all() else active)
+            if minibatches:
+                log.append(minibatch_statistics(minibatches, config.clip_coef))
+                log[-1][torch.from_numpy(~np.stack(taken))] = math.nan
             if not active.any():
                 break
         if not log:
-            log.append(torch.full((self.num_members, len(MINIBATCH_STATISTICS)), math.nan))
-        return torch.stack(log).cpu().numpy().astype(np.float64)
+            log.append(torch.full((1, self.num_members, len(MINIBATCH_STATISTICS)), math.nan))
+        return torch.cat(log).cpu().numpy().astype(np.float64)
 
     def _permutations(self, num_samples: int) -> Tensor:
         return torch.stack(

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import yaml
 
+from agents import compiled
 from agents.config import TrainConfig
 from agents.presets import load_preset
 
@@ -161,6 +162,7 @@ def versions() -> dict[str, Any]:
             libraries[name] = version(name)
         except PackageNotFoundError:
             continue
+    libraries["kernels"] = compiled.version() or "none"
     return {
         "libraries": libraries,
         "python": platform.python_version(),

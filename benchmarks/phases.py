@@ -30,7 +30,6 @@ PHASES: list[tuple[str, Any, str]] = [
     ("advantages", PPO, "estimate_advantages"),
     ("minibatches", PPO, "update"),
     ("gradient", agents.ppo, "compute_gradient"),
-    ("gradient", agents.ppo, "clip_gradient"),
     ("optimizer", PopulationOptimizer, "step"),
     ("noise", block_optimizer, "fill_with_noise"),
     ("statistics", PPO, "inspect"),

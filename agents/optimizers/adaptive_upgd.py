@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from agents import compiled
 from agents.optimizers.block_optimizer import BlockOptimizer
 from agents.optimizers.blocks import Group, Tile
 from agents.optimizers.checks import check_betas, check_number
 from agents.optimizers.noise import Generators, NoiseFunction
-from agents.optimizers.upgd import UPGD
+from agents.optimizers.upgd import UPGD, correction_of
 
 
 class AdaptiveUPGD(UPGD):
@@ -80,6 +82,28 @@ class AdaptiveUPGD(UPGD):
         )
         BlockOptimizer.__init__(self, params, defaults, noise, generator, members)
 
+    def _update_rows(self, tiles: list[Tile]) -> None:
+        kernels = compiled.kernels() if _fits_kernels(tiles) else None
+        if kernels is None:
+            super()._update_rows(tiles)
+            return
+        [tile] = tiles
+        bucket, group = tile.bucket, tile.bucket.group
+        noise = self._noise_for(tile)
+        if noise is None:
+            noise = tile.scratch[-1].zero_()
+        kernels.adaptive_upgd(
+            tile.weights.numpy(),
+            tile.gradients.numpy(),
+            *(tile.state[name].numpy() for name in self.traces),
+            noise.numpy(),
+            *map(np.float32, (group["beta_utility"], *group["betas"], group["eps"])),
+            np.float32(1.0 if group["corrected_denominator"] else correction_of(bucket)),
+            *(np.float32(1 - beta**bucket.step) for beta in group["betas"]),
+            np.float32(1 - float(group["lr"]) * group["weight_decay"]),
+            np.float32(group["step_scale"] * float(group["lr"])),
+        )
+
     def _direction(self, tile: Tile, noise: Tensor | None) -> Tensor:
         bucket, (beta1, beta2) = tile.bucket, tile.bucket.group["betas"]
         direction = tile.scratch[1].zero_() if noise is None else noise
@@ -106,3 +130,14 @@ class AdaptiveUPGD(UPGD):
         super()._check(group)
         check_betas(group["betas"])
         check_number("eps", group["eps"], low_excluded=True)
+
+
+def _fits_kernels(tiles: list[Tile]) -> bool:
+    """Whether the kernels compute what is asked: the published variant, whole rows on a CPU."""
+    group, weights = tiles[0].bucket.group, tiles[0].weights
+    return (
+        len(tiles) == 1
+        and weights.device.type == "cpu"
+        and weights.dtype == torch.float32
+        and (group["order"], group["scope"], group["protecting"]) == ("first", "global", True)
+    )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from agents import compiled
 
 NOISES = ("normal", "cauchy")
 
@@ -20,13 +23,27 @@ def fill_with_noise(
 ) -> Tensor:
     """Fill `out` [rows, columns] in place with `scale` times noise, row r from `generators[r]`.
 
+    The compiled kernels draw normal noise with a generator of their own, which every row's
+    generator gives a new key: other numbers, of the same distribution.
+
     Args:
         kind: "normal", or "cauchy", whose mean and variance do not exist: unless it is clipped, a
             single draw can throw a weight arbitrarily far.
     """
+    kernels = compiled.kernels() if _fits_kernels(out, kind) else None
+    if kernels:
+        keys = torch.empty(len(out), 2, dtype=torch.int32)
+        for key, generator in zip(keys.unbind(), generators, strict=True):
+            key.random_(-(2**31), 2**31, generator=generator)
+        kernels.fill_with_normals(out.numpy(), keys.numpy().view(np.uint32), np.float32(scale))
+        return out
     for row, generator in zip(out.unbind(), generators, strict=True):
         if kind == "cauchy":
             row.cauchy_(0.0, scale, generator=generator)
         else:
             row.normal_(0.0, scale, generator=generator)
     return out
+
+
+def _fits_kernels(out: Tensor, kind: str) -> bool:
+    return kind == "normal" and out.device.type == "cpu" and out.dtype == torch.float32

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from agents import compiled
 from agents.config import TrainConfig
+from agents.networks import ActorCritic
 from agents.population import Population, make_learner
 from agents.ppo import explained_variance
-from agents.ppo_gradient import compute_gradient, normalize_minibatches
+from agents.ppo_gradient import (
+    MINIBATCH_STATISTICS,
+    compute_gradient,
+    minibatch_statistics,
+    normalize_minibatches,
+)
 from agents.rollout import generalized_advantages
 
 SMALL = {
@@ -25,29 +32,26 @@ def config(**changes):
     return TrainConfig().with_flat({**SMALL, **changes})
 
 
-def autograd_gradient(learner, minibatch):
+def autograd_gradient(networks, minibatch, settings):
     """The gradient of the PPO loss, written with torch.distributions and differentiated."""
-    networks, settings = learner.networks, learner.config
     views = {
-        name: view.detach().clone().requires_grad_()
+        name: view.detach().double().requires_grad_()
         for name, view in networks.parameters.views.items()
     }
+    minibatch = {name: values.double() for name, values in minibatch.items()}
+    activation = {"tanh": torch.tanh, "relu": torch.relu}[settings.activation]
 
     def mlp(name, h):
-        for layer in ("layer_1", "layer_2"):
+        for layer in [f"layer_{i + 1}" for i in range(len(settings.hidden_sizes))]:
             weight, bias = views[f"{name}.{layer}.weight"], views[f"{name}.{layer}.bias"]
-            h = torch.tanh(torch.einsum("sbi,soi->sbo", h, weight) + bias[:, None])
+            h = activation(torch.einsum("sbi,soi->sbo", h, weight) + bias[:, None])
         weight, bias = views[f"{name}.output.weight"], views[f"{name}.output.bias"]
         return torch.einsum("sbi,soi->sbo", h, weight) + bias[:, None]
 
     std = views["actor.log_std"].exp()[:, None]
     policy = torch.distributions.Normal(mlp("actor", minibatch["observations"]), std)
     ratio = (policy.log_prob(minibatch["actions"]).sum(-1) - minibatch["log_probs"]).exp()
-    advantages = minibatch["advantages"]
-    advantages = (advantages - advantages.mean(1, keepdim=True)) / (
-        advantages.std(1, keepdim=True) + 1e-8
-    )
-    clip = settings.clip_coef
+    advantages, clip = minibatch["advantages"], settings.clip_coef
     policy_loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
     values = mlp("critic", minibatch["observations"]).squeeze(-1)
     value_losses = (values - minibatch["returns"]) ** 2
@@ -60,34 +64,96 @@ def autograd_gradient(learner, minibatch):
         policy_loss - settings.entropy_coef * entropy + settings.value_coef * 0.5 * value_losses
     ).mean(1)
     loss.sum().backward()
-    return {name: view.grad for name, view in views.items()}
-
-
-@pytest.mark.parametrize("changes", [{}, {"clip_value_loss": False, "entropy_coef": 0.01}])
-def test_the_written_out_gradient_is_that_of_automatic_differentiation(changes):
-    learner = make_learner(config(env="HalfCheetah-v4", **changes), [1, 2])
-    learner.networks.parameters.data = learner.networks.parameters.data.double()
-    torch.manual_seed(0)
-    parameters = learner.networks.parameters
-    parameters.gradient = torch.zeros_like(parameters.data)
-    parameters.views = parameters.named_views(parameters.data)
-    parameters.gradient_views = parameters.named_views(parameters.gradient)
-    size = 33
-    minibatch = {
-        "observations": torch.randn(2, size, 17, dtype=torch.float64),
-        "actions": torch.randn(2, size, 6, dtype=torch.float64),
-        "log_probs": -8 + torch.randn(2, size, dtype=torch.float64),
-        "values": torch.randn(2, size, dtype=torch.float64),
-        "advantages": torch.randn(2, size, dtype=torch.float64),
-        "returns": torch.randn(2, size, dtype=torch.float64),
+    norms = torch.stack([view.grad.flatten(1).square().sum(1) for view in views.values()]).sum(0)
+    terms = {
+        "gradient_norm": norms.sqrt(),
+        "policy_loss": policy_loss.mean(1),
+        "value_loss": 0.5 * value_losses.mean(1),
+        "entropy": entropy.mean(1),
+        "clip_fraction": ((ratio - 1).abs() > clip).double().mean(1),
+        "max_ratio": ratio.amax(1),
+        "approx_kl": (ratio - 1 - ratio.log()).mean(1),
     }
-    expected = autograd_gradient(learner, minibatch)
-    minibatch["advantages"] = normalize_minibatches(minibatch["advantages"], 1)
-    compute_gradient(learner.networks, minibatch, learner.config)
+    return {name: view.grad for name, view in views.items()}, terms
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"clip_value_loss": False, "entropy_coef": 0.01},
+        {"hidden_sizes": (24, 7, 16), "activation": "relu"},
+        {"hidden_sizes": (5,)},
+    ],
+    ids=["default", "other_loss", "relu", "shallow"],
+)
+@pytest.mark.parametrize("by", ["operations", "operations_in_float32", "kernels"])
+def test_the_written_out_gradient_is_that_of_automatic_differentiation(by, changes, monkeypatch):
+    if by != "kernels":
+        monkeypatch.setattr(compiled, "kernels", lambda: None)
+    dtype = torch.float64 if by == "operations" else torch.float32
+    settings = config(max_grad_norm=0.0, **changes).ppo
+    members, size, num_inputs, num_actions = 2, 33, 17, 6
+    networks = ActorCritic(
+        [1, 2],
+        num_inputs,
+        num_actions,
+        settings.hidden_sizes,
+        settings.activation,
+        dtype=dtype,
+    )
+    assert networks.compiles == (by == "kernels")
+    torch.manual_seed(0)
+    for view in networks.parameters.views.values():
+        view += 0.1 * torch.randn_like(view)
+    batch = {
+        "observations": torch.randn(members, size, num_inputs, dtype=dtype),
+        "actions": torch.randn(members, size, num_actions, dtype=dtype),
+        "log_probs": -9 + torch.randn(members, size, dtype=dtype),
+        "values": torch.randn(members, size, dtype=dtype),
+        "advantages": torch.randn(members, size, dtype=dtype),
+        "returns": torch.randn(members, size, dtype=dtype),
+    }
+    batch["advantages"] = normalize_minibatches(batch["advantages"], 1)
+    # As in training, a minibatch is a part of something longer.
+    minibatch = {name: torch.cat([values, values], 1)[:, :size] for name, values in batch.items()}
+    expected, terms = autograd_gradient(networks, minibatch, settings)
+    tolerance = dict(rtol=1e-9, atol=1e-11) if by == "operations" else dict(rtol=1e-4, atol=2e-6)
+    computed = compute_gradient(networks, minibatch, settings)
     for name, gradient in expected.items():
         torch.testing.assert_close(
-            parameters.gradient_views[name], gradient, rtol=1e-9, atol=1e-11, msg=name
+            networks.parameters.gradient_views[name].double(), gradient, msg=name, **tolerance
         )
+    [statistics] = minibatch_statistics([computed], settings.clip_coef)
+    for name, value in terms.items():
+        column = statistics[:, MINIBATCH_STATISTICS.index(name)].double()
+        torch.testing.assert_close(column, value, msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("by", ["operations", "kernels"])
+def test_a_gradient_is_scaled_down_to_the_largest_norm_and_never_up(by, monkeypatch):
+    if by == "operations":
+        monkeypatch.setattr(compiled, "kernels", lambda: None)
+    networks = ActorCritic([1, 2], 3, 2, (8,))
+    torch.manual_seed(0)
+    minibatch = {
+        "observations": torch.randn(2, 16, 3),
+        "actions": torch.randn(2, 16, 2),
+        "log_probs": torch.full((2, 16), -3.0),
+        "values": torch.zeros(2, 16),
+        "advantages": torch.randn(2, 16),
+        "returns": torch.stack([torch.full((16,), 1e-3), torch.full((16,), 50.0)]),
+    }
+    minibatch["advantages"][0] *= 1e-3
+    gradients, norms = {}, {}
+    for limit in (0.0, 0.5):
+        settings = config(max_grad_norm=limit, clip_value_loss=False).ppo
+        norms[limit] = compute_gradient(networks, minibatch, settings).gradient_norms
+        gradients[limit] = networks.parameters.gradient.clone()
+    assert norms[0.0][0] < 0.5 < norms[0.0][1]
+    torch.testing.assert_close(norms[0.5], norms[0.0])
+    torch.testing.assert_close(gradients[0.5][0], gradients[0.0][0], rtol=0, atol=0)
+    torch.testing.assert_close(gradients[0.5][1], gradients[0.0][1] * 0.5 / norms[0.0][1])
 
 
 def test_advantages_are_those_of_the_definition():

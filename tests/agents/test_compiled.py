@@ -1,0 +1,148 @@
+"""The compiled kernels: beside NumPy, SciPy and published numbers, and beside the operations."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from agents import compiled, kernels
+from agents.config import TrainConfig
+from agents.population import Population
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = {
+    "env": "InvertedPendulum-v4",
+    "rollout_steps": 128,
+    "minibatches": 4,
+    "epochs": 2,
+    "hidden_sizes": (16, 16),
+    "steps": 128 * 4,
+    "threads": 1,
+    "seeds": 2,
+}
+
+
+def test_tanh_is_tanh_wherever_it_is_asked():
+    x = np.concatenate(
+        [np.linspace(-12, 12, 100_001), [0.0, np.inf, -np.inf, 1e-30, -1e-6, 3e38]]
+    ).astype(np.float32)
+    ours = np.array([kernels.tanh(value) for value in x])
+    exact = np.tanh(x.astype(np.float64))
+    np.testing.assert_allclose(ours, exact, rtol=5e-7, atol=0)
+    assert np.abs(ours).max() <= 1
+    np.testing.assert_array_equal(ours, -np.array([kernels.tanh(-value) for value in x]))
+    assert np.isnan(kernels.tanh(np.float32(np.nan)))
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ("0" * 32, "0" * 16, "6627e8d5e169c58dbc57ac4c9b00dbd8"),
+        ("f" * 32, "f" * 16, "408f276d41c83b0ea20bc7c66d5451fd"),
+        (
+            "243f6a8885a308d313198a2e03707344",
+            "a4093822299f31d0",
+            "d16cfe0994fdcceb5001e42024126ea1",
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
+    def words(digits):
+        return np.array([int(digits[i : i + 8], 16) for i in range(0, len(digits), 8)], np.uint32)
+
+    out = np.empty((4, 9), np.uint32)
+    kernels.philox(out, words(counter), words(key))
+    np.testing.assert_array_equal(out[:, 0], words(expected))
+    start = words(counter)
+    with np.errstate(over="ignore"):
+        start[0] += np.uint32(8)
+    later = np.empty((4, 1), np.uint32)
+    kernels.philox(later, start, words(key))
+    np.testing.assert_array_equal(out[:, 8], later[:, 0])
+
+
+@pytest.mark.parametrize("columns", [1, 3, 64, 1001])
+def test_normal_numbers_depend_on_the_key_of_their_row_alone(columns):
+    keys = np.array([[1, 2], [3, 4], [1, 2], [1, 3]], np.uint32)
+    rows = np.empty((4, columns), np.float32)
+    kernels.fill_with_normals(rows, keys, np.float32(1))
+    np.testing.assert_array_equal(rows[0], rows[2])
+    assert not np.isin(rows[1], rows[0]).any()
+    assert not np.isin(rows[3], rows[0]).any()
+    scaled = np.empty((1, columns), np.float32)
+    kernels.fill_with_normals(scaled, keys[1:2], np.float32(1e-3))
+    np.testing.assert_allclose(scaled[0], rows[1] * 1e-3, rtol=1e-6)
+
+
+def test_the_tails_of_the_normal_numbers_are_there():
+    rows = np.empty((64, 2**17), np.float32)
+    kernels.fill_with_normals(rows, np.arange(128, dtype=np.uint32).reshape(64, 2), np.float32(1))
+    count, total = (np.abs(rows) > 4).sum(), rows.size
+    expected = 6.334e-5 * total  # 2·(1 − Φ(4))
+    assert abs(count - expected) < 4 * np.sqrt(expected)
+    assert 4.9 < np.abs(rows).max() < 6
+    assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize("opt", ["adam", "upgd"])
+def test_training_by_kernels_and_by_operations_begins_alike(opt, monkeypatch):
+    reports = []
+    for by in ("kernels", "operations"):
+        if by == "operations":
+            monkeypatch.setattr(compiled, "kernels", lambda: None)
+        population = Population(
+            TrainConfig().with_flat(
+                {**SMALL, "opt": opt, "opt_kwargs": {} if opt == "adam" else {"sigma": 0.0}}
+            )
+        )
+        reports.append(population.advance())
+        assert population.learner.networks.compiles == (by == "kernels")
+    for name in reports[0].scalars:
+        np.testing.assert_allclose(
+            reports[0].scalars[name], reports[1].scalars[name], rtol=2e-3, atol=1e-5, err_msg=name
+        )
+
+
+def test_where_the_kernels_do_not_fit_operations_are_used():
+    for changes in ({"layer_norm": True}, {"activation": "elu"}):
+        population = Population(TrainConfig().with_flat({**SMALL, **changes}))
+        assert not population.learner.networks.compiles
+        assert np.isfinite(population.advance().scalars["value_loss"]).all()
+
+
+def test_one_variable_turns_them_off_and_resuming_otherwise_needs_a_flag(
+    tmp_path, monkeypatch, capfd
+):
+    arguments = ["--env", "InvertedPendulum-v4", "--rollout-steps", "64", "--minibatches", "4"]
+    arguments += ["--hidden-sizes", "8", "8", "--steps", "256", "--threads", "1"]
+    environment = {compiled.SWITCH: "0", "PATH": "/usr/bin:/bin"}
+    subprocess.run(
+        [sys.executable, ROOT / "train.py", *arguments, "--out", "run"],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    versions = json.loads((tmp_path / "run/versions.json").read_text())
+    assert versions["libraries"]["kernels"] == "none"
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--resume", "run", "--steps", "320"]) == 2
+    assert f"kernels none → {compiled.version()}" in capfd.readouterr().err
+
+
+def test_a_gradient_that_is_not_finite_stays_with_its_member():
+    population = Population(TrainConfig().with_flat(SMALL))
+    population.advance()
+    data = population.learner.networks.parameters.data
+    alone = Population(TrainConfig().with_flat({**SMALL, "seeds": 1, "seed": 2}))
+    alone.advance()
+    data[0, 5] = torch.nan
+    report = population.advance()
+    alone.advance()
+    assert [member for member, _ in report.halted] == [0]
+    torch.testing.assert_close(data[1], alone.learner.networks.parameters.data[0], rtol=0, atol=0)
