@@ -119,8 +119,8 @@ class RunDirectory:
             self.describe(config)
 
     def check_exists(self) -> None:
-        """Raise FileNotFoundError if the directory has vanished."""
-        if not self.path.is_dir():
+        """Raise FileNotFoundError if the directory has vanished, or something else stands there."""
+        if not (self.path / CONFIG_FILE).is_file():
             raise FileNotFoundError(errno.ENOENT, "the directory has vanished")
 
     def differences(self, before: TrainConfig, now: TrainConfig) -> list[str]:

@@ -193,6 +193,8 @@ class Runner:
         try:
             self.directory.check_exists()
             write()
+            # It may have vanished meanwhile: then what was written made another in its place.
+            self.directory.check_exists()
         except OSError as error:
             if not self._writing_fails:
                 self._say(

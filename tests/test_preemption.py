@@ -25,6 +25,7 @@ import agents.ppo
 import agents.records
 import agents.runner
 import agents.stopping
+import agents.telemetry
 import train
 from agents.checkpoint import checkpoints, load_checkpoint
 
@@ -326,16 +327,28 @@ def test_a_full_disk_is_said_once_and_leaves_the_last_good_checkpoint(small_disk
     assert_same_run("full", "whole")
 
 
-def test_a_directory_that_vanishes_is_made_again_for_the_last_checkpoint(capfd):
-    process = in_a_process([*BASE, "--env", "Hopper-v4", "--steps", "3200", "--out", "run"])
-    while not checkpoints(Path("run/checkpoints")):
-        time.sleep(0.02)
-    Path("run").rename("elsewhere")
-    assert finish(process) == 0
+@pytest.mark.parametrize("moment", ["flush", "save_checkpoint"])
+def test_a_directory_that_vanishes_is_made_again_for_the_last_checkpoint(moment, capfd):
+    def vanish_in_time():
+        owner = agents.telemetry.Telemetry if moment == "flush" else agents.runner
+        original, calls = getattr(owner, moment), 0
+
+        def vanishing(*arguments, **keywords):
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                Path("run").rename("elsewhere")
+            return original(*arguments, **keywords)
+
+        setattr(owner, moment, vanishing)
+
+    command = [*BASE, "--env", "Hopper-v4", "--steps", "3200", "--out", "run"]
+    assert finish(in_a_process(command, vanish_in_time)) == 0
     output = capfd.readouterr().out
     assert output.count("Cannot write") == 1
     state = load_checkpoint(checkpoints(Path("run/checkpoints"))[0])
     assert state["agent"]["iteration"] == 50
+    assert Path("run/config.yaml").exists()
     assert checkpoints(Path("elsewhere/checkpoints"))
 
 
