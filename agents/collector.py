@@ -77,26 +77,31 @@ class Collector:
         """Fill the rollout with T steps of the current policies, and evaluate them afterwards."""
         rollout = self.rollout
         self.episodes, self.simulator_errors = [], {}
-        weights = self.networks.numpy_views()
-        std = np.exp(weights["actor.log_std"])[:, None, None]
-        perturbations = self._draw_action_noise() * std
-        observations, dones = rollout.next_observations.copy(), rollout.next_dones.copy()
+        layers = self.networks.actor.numpy_layers()
+        perturbations = self._draw_action_noise()
+        # Time first, while it passes: a step is then written in one place.
+        shape = rollout.num_steps, self.num_members, self.envs_per_member
+        all_observations = np.empty((*shape, rollout.observations.shape[-1]), rollout.rewards.dtype)
+        all_actions = np.empty_like(perturbations)
+        all_rewards, all_ended = np.empty((shape[0], self.env.num_envs)), np.empty(shape, bool)
         time_limits: list[tuple[int, int, int, NDArray]] = []
+        observations = rollout.next_observations
 
         for step in range(rollout.num_steps):
-            rollout.observations[:, step] = observations
-            rollout.dones[:, step] = dones
-            actions = self.networks.actor.infer(observations, weights)
-            actions += perturbations[:, step]
-            rollout.actions[:, step] = actions
+            all_observations[step] = observations
+            actions = np.add(
+                self.networks.actor.infer(all_observations[step], layers),
+                perturbations[step],
+                out=all_actions[step],
+            )
             clipped = np.minimum(
                 np.maximum(self._by_env(actions), self.action_low), self.action_high
             )
             next_observations, rewards, terminations, truncations, infos = self.env.step(clipped)
             observations = self._by_member(next_observations)
-            ended = terminations | truncations
-            rollout.rewards[:, step] = self._by_member(rewards)
-            dones = self._by_member(ended).astype(dones.dtype)
+            all_rewards[step] = rewards
+            ended = np.logical_or(terminations, truncations)
+            all_ended[step] = self._by_member(ended)
             if np.count_nonzero(ended):
                 self._note_episodes(step, ended, terminations, infos)
                 if self.time_limit_discount > 0:
@@ -106,8 +111,13 @@ class Collector:
             if "simulation_error" in infos:
                 self._note_simulation_errors(infos)
 
+        rollout.observations[:] = all_observations.swapaxes(0, 1)
+        rollout.actions[:] = all_actions.swapaxes(0, 1)
+        rollout.rewards[:] = all_rewards.reshape(shape).swapaxes(0, 1)
+        rollout.dones[:, 0] = rollout.next_dones
+        rollout.dones[:, 1:] = all_ended[:-1].swapaxes(0, 1)
         rollout.next_observations[:] = observations
-        rollout.next_dones[:] = dones
+        rollout.next_dones[:] = all_ended[-1]
         self._evaluate_rollout()
         self._bootstrap_time_limits(time_limits)
 
@@ -142,14 +152,16 @@ class Collector:
         self.rollout.next_dones[:] = 1.0
 
     def _draw_action_noise(self) -> NDArray:
-        """Standard normals [S, T, N, A], each member's from its own stream."""
+        """What is added to the actions, [T, S, N, A], each member's from its own stream."""
         shape = self.rollout.actions.shape[1:]
         dtype = self.networks.parameters.data.dtype
+        std = self.networks.log_std.exp().cpu().numpy()
         return np.stack(
             [
-                torch.randn(shape, generator=generator, dtype=dtype).numpy()
-                for generator in self.action_noise
-            ]
+                torch.randn(shape, generator=generator, dtype=dtype).numpy() * std[member]
+                for member, generator in enumerate(self.action_noise)
+            ],
+            axis=1,
         )
 
     def _note_episodes(

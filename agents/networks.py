@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -120,6 +121,15 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+class NumpyLayer(NamedTuple):
+    """A layer's weight [S, in, out], and [S, 1, out] the rest; without layer norm that is None."""
+
+    weight: NDArray
+    bias: NDArray
+    norm_weight: NDArray | None
+    norm_bias: NDArray | None
+
+
 class StackedMLP:
     """S multilayer perceptrons of one shape: linear → [layer norm] → activation, …, linear.
 
@@ -185,24 +195,40 @@ class StackedMLP:
         self.forward(inputs)
         return [activations for _, _, activations, _, _ in self._saved]
 
-    def infer(self, inputs: NDArray, weights: dict[str, NDArray]) -> NDArray:
+    def numpy_layers(self) -> list[NumpyLayer]:
+        """The layers as `infer` takes them: views of the parameters, copies from a GPU."""
+        views = self.parameters.named_views(self.parameters.data.cpu())
+        arrays = {name: view.numpy() for name, view in views.items()}
+        return [
+            NumpyLayer(
+                arrays[f"{layer}.weight"].swapaxes(1, 2),
+                arrays[f"{layer}.bias"][:, None],
+                arrays[f"{layer}.norm_weight"][:, None] if norm else None,
+                arrays[f"{layer}.norm_bias"][:, None] if norm else None,
+            )
+            for layer in (*self.layers, self.output_layer)
+            for norm in (self.layer_norm and layer != self.output_layer,)
+        ]
+
+    def infer(self, inputs: NDArray, layers: list[NumpyLayer]) -> NDArray:
         """`forward` on NumPy arrays, for the step loop: [S, N, in] → [S, N, out].
 
         Args:
-            weights: views of the parameters as arrays (see `ActorCritic.numpy_views`).
+            layers: from `numpy_layers`.
         """
+        *hidden, output = layers
         h = inputs
-        for layer in self.layers:
-            z = np.matmul(h, weights[f"{layer}.weight"].swapaxes(1, 2))
-            z += weights[f"{layer}.bias"][:, None]
-            if self.layer_norm:
+        for weight, bias, norm_weight, norm_bias in hidden:
+            z = np.matmul(h, weight)
+            z += bias
+            if norm_weight is not None:
                 z -= z.mean(-1, keepdims=True)
                 z /= np.sqrt(np.square(z).mean(-1, keepdims=True) + LAYER_NORM_EPS)
-                z *= weights[f"{layer}.norm_weight"][:, None]
-                z += weights[f"{layer}.norm_bias"][:, None]
+                z *= norm_weight
+                z += norm_bias
             h = self.activation.infer(z)
-        outputs = np.matmul(h, weights[f"{self.output_layer}.weight"].swapaxes(1, 2))
-        outputs += weights[f"{self.output_layer}.bias"][:, None]
+        outputs = np.matmul(h, output.weight)
+        outputs += output.bias
         return outputs
 
     def _linear(self, layer: str, inputs: Tensor) -> Tensor:
@@ -300,11 +326,6 @@ class ActorCritic:
         """The critic's estimates [S, B] for observations [S, B, O]."""
         inputs = torch.from_numpy(observations).to(self.parameters.data.device)
         return self.critic.forward(inputs).squeeze(-1).cpu().numpy()
-
-    def numpy_views(self) -> dict[str, NDArray]:
-        """The parameters by name as NumPy arrays: views on the CPU, a copy from a GPU."""
-        flat = self.parameters.data.cpu()
-        return {name: view.numpy() for name, view in self.parameters.named_views(flat).items()}
 
     def _initialise(self, member: int, generator: torch.Generator) -> None:
         """Orthogonal, gain √2 hidden, 0.01 actor output, 1 critic output; biases 0."""

@@ -82,7 +82,7 @@ def test_gymnasiums_own_environment_gives_the_same_returns_bit_for_bit(run, tmp_
             scale = np.sqrt(moments["var"][member] + 1e-8)
             seen = np.clip((observation - moments["mean"][member]) / scale, -10, 10)
             batch = np.tile(seen.astype(np.float32), (1, ROWS, 1))
-            action = networks.actor.infer(batch, networks.numpy_views())[0, 0]
+            action = networks.actor.infer(batch, networks.actor.numpy_layers())[0, 0]
             observation, reward, terminated, truncated, _ = env.step(np.clip(action, -1, 1))
             episode_return, length = episode_return + reward, length + 1
             done = terminated or truncated

@@ -142,7 +142,7 @@ class RunPolicies(Policies):
                 f" shape {[*parameters.shape]}, not {[*self.networks.parameters.data.shape]}."
             )
         self.networks.parameters.data.copy_(parameters)
-        self._weights = self.networks.numpy_views()
+        self._layers = self.networks.actor.numpy_layers()
         self._noise: list[np.random.Generator] | None = None
 
     @classmethod
@@ -220,11 +220,11 @@ class RunPolicies(Policies):
         padded = np.zeros((members, chunks * ROWS, size), np.float32)
         padded[:, :episodes] = observations
         rows = padded.reshape(members, chunks, ROWS, size).swapaxes(0, 1)
-        actions = self.networks.actor.infer(np.ascontiguousarray(rows), self._weights)
+        actions = self.networks.actor.infer(np.ascontiguousarray(rows), self._layers)
         actions = actions.swapaxes(0, 1).reshape(members, chunks * ROWS, -1)[:, :episodes]
         if self._noise is not None:
             noise = np.stack([g.standard_normal(actions.shape[2]) for g in self._noise])
-            std = np.exp(self._weights["actor.log_std"])[:, None]
+            std = self.networks.log_std.exp().cpu().numpy()[:, None]
             actions = actions + std * noise.reshape(actions.shape).astype(np.float32)
         return actions
 

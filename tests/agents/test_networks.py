@@ -53,7 +53,7 @@ def test_outputs_and_gradients_equal_those_of_pytorch_modules(activation, layer_
         outputs = stacked.forward(inputs)
         weights = torch.randn_like(outputs)
         stacked.backward(weights)
-        inferred = stacked.infer(inputs.numpy(), networks.numpy_views())
+        inferred = stacked.infer(inputs.numpy(), stacked.numpy_layers())
         for member in range(3):
             module = torch_module(networks, member, name, len(hidden_sizes), activation, layer_norm)
             expected = module(inputs[member])

@@ -53,7 +53,7 @@ def our_actions(run, member, observations, shape, sizes, activation):
         )
         observations = np.clip(observations, -10, 10)
     inputs = observations.astype(np.float32)[None]
-    return networks.actor.infer(inputs, networks.numpy_views())[0]
+    return networks.actor.infer(inputs, networks.actor.numpy_layers())[0]
 
 
 @pytest.mark.parametrize("member", [0, 2])
