@@ -1,9 +1,10 @@
-"""The two loops in which training spends most of its own time, compiled where numba is installed.
+"""Loops in which training spends most of its own time, compiled where numba is installed.
 
 Operations on whole populations touch far more memory than a core keeps near, and each costs a
 call. These kernels finish one member after the other instead, whose weights, gradients and
-activations stay in the cache, and which so cannot know how many others there are. They compute
-what `agents.ppo_gradient` and `agents.optimizers` compute, in single precision, up to rounding.
+activations stay in the cache, and which so cannot know how many others there are. In single
+precision, up to rounding, they compute what the operations in `agents.ppo_gradient` and
+`agents.optimizers` compute; noise they draw from a generator of their own.
 """
 
 from __future__ import annotations
@@ -22,16 +23,29 @@ SWITCH = "UPGD_PPO_COMPILED"
 def kernels() -> ModuleType | None:
     """`agents.kernels`, or None where it cannot or is not to be used.
 
-    Importing it takes a second, and compiling, once for each machine, about twenty.
+    Importing it takes a second, and compiling it, once on a machine, about twenty.
+
+    Raises:
+        ImportError: numba is installed but does not work.
     """
     if version() is None:
         return None
-    return importlib.import_module("agents.kernels")
+    try:
+        return importlib.import_module("agents.kernels")
+    except (ImportError, OSError) as error:
+        raise ImportError(
+            f"numba is installed but cannot be used ({error}); mend or uninstall it, or set"
+            f" {SWITCH}=0 to do without."
+        ) from error
 
 
 def version() -> str | None:
-    """What the kernels are compiled with, such as "numba 0.68.1", or None if they are not used."""
-    needed = ("numba", "scipy")
+    """What the kernels are compiled with and call, or None if they are not to be used: "numba
+    0.68.1, llvmlite 0.50.0, scipy 1.17.1"."""
+    needed = ("numba", "llvmlite", "scipy")
     if os.environ.get(SWITCH) == "0" or not all(map(importlib.util.find_spec, needed)):
         return None
-    return f"numba {importlib.metadata.version('numba')}"
+    try:
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needed)
+    except importlib.metadata.PackageNotFoundError:
+        return None

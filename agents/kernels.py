@@ -7,6 +7,7 @@ vectorised; infinities and NaN keep their meaning.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -23,11 +24,28 @@ _TINY = np.finfo(np.float32).tiny
 _LOG_SQRT_2PI = _f32(0.5 * math.log(2 * math.pi))
 
 
-def _compile(function: Any) -> Any:
-    return numba.njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})(function)
+# Rows are contiguous; samples and vectors, parts of something longer, need not be.
+_number, _bits = numba.float32, numba.uint32[:, ::1]
+_rows, _sizes = numba.float32[:, ::1], numba.int64[::1]
+_samples, _vectors = numba.float32[:, :], numba.float32[:, :, :]
 
 
-@_compile
+def _compile(*arguments: Any) -> Callable[[Any], Any]:
+    """Has a function compiled for these types of arguments, here and now and nothing else later;
+    one that only others call is compiled as they need it."""
+    signature = numba.void(*arguments) if arguments else None
+    options: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}}
+
+    def compiled(function: Any) -> Any:
+        try:
+            return numba.njit(signature, cache=True, **options)(function)
+        except (RuntimeError, OSError):  # what was compiled cannot be kept
+            return numba.njit(signature, **options)(function)
+
+    return compiled
+
+
+@_compile()
 def tanh(x: np.float32) -> np.float32:
     """tanh to 3e-7, as a quotient of polynomials, which is vectorised where a call is not.
 
@@ -54,7 +72,52 @@ def tanh(x: np.float32) -> np.float32:
 # ── AdaptiveUPGD ────────────────────────────────────────────────────────────────────────────────
 
 
-@_compile
+@_compile()
+def _trace_utilities(
+    traces: Array, gradients: Array, weights: Array, beta: np.float32
+) -> np.float32:
+    """ū ← β·ū − (1 − β)·g·w; returns max ū, NaN if one of them is NaN."""
+    largest, broken, rest = _f32(-np.inf), 0, _ONE - beta
+    for i in range(len(traces)):
+        utility = beta * traces[i] - rest * gradients[i] * weights[i]
+        traces[i] = utility
+        largest = utility if utility > largest else largest
+        broken += utility != utility
+    return _f32(np.nan) if broken else largest
+
+
+@_compile()
+def _move_adaptively(
+    weights: Array,
+    gradients: Array,
+    traces: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    noise: Array,
+    inverse_denominator: np.float32,
+    beta1: np.float32,
+    beta2: np.float32,
+    inverse_correction1: np.float32,
+    inverse_root_correction2: np.float32,
+    eps: np.float32,
+    shrink: np.float32,
+    rate: np.float32,
+) -> None:
+    """w ← shrink·w − rate·(m̂/(√v̂ + eps) + σ·ξ)·(1 − s); s is ½ where the inverse is 0."""
+    half, rest1, rest2 = _HALF * inverse_denominator, _ONE - beta1, _ONE - beta2
+    for i in range(len(weights)):
+        gradient = gradients[i]
+        first = beta1 * exp_avg[i] + rest1 * gradient
+        second = beta2 * exp_avg_sq[i] + rest2 * gradient * gradient
+        exp_avg[i], exp_avg_sq[i] = first, second
+        root = np.sqrt(second) * inverse_root_correction2
+        direction = first * inverse_correction1 / (root + eps) + noise[i]
+        # 1 − sigmoid(x) = ½ − ½·tanh(x/2)
+        gate = _HALF - _HALF * tanh(traces[i] * half) if half > _ZERO else _HALF
+        weights[i] = weights[i] * shrink - rate * direction * gate
+
+
+@_compile(*[_rows] * 6, *[_number] * 9)
 def adaptive_upgd(
     weights: Array,
     gradients: Array,
@@ -104,55 +167,10 @@ def adaptive_upgd(
         )
 
 
-@_compile
-def _trace_utilities(
-    traces: Array, gradients: Array, weights: Array, beta: np.float32
-) -> np.float32:
-    """ū ← β·ū − (1 − β)·g·w; returns max ū, NaN if one of them is NaN."""
-    largest, broken, rest = _f32(-np.inf), 0, _ONE - beta
-    for i in range(len(traces)):
-        utility = beta * traces[i] - rest * gradients[i] * weights[i]
-        traces[i] = utility
-        largest = utility if utility > largest else largest
-        broken += utility != utility
-    return _f32(np.nan) if broken else largest
-
-
-@_compile
-def _move_adaptively(
-    weights: Array,
-    gradients: Array,
-    traces: Array,
-    exp_avg: Array,
-    exp_avg_sq: Array,
-    noise: Array,
-    inverse_denominator: np.float32,
-    beta1: np.float32,
-    beta2: np.float32,
-    inverse_correction1: np.float32,
-    inverse_root_correction2: np.float32,
-    eps: np.float32,
-    shrink: np.float32,
-    rate: np.float32,
-) -> None:
-    """w ← shrink·w − rate·(m̂/(√v̂ + eps) + σ·ξ)·(1 − s); s is ½ where the inverse is 0."""
-    half, rest1, rest2 = _HALF * inverse_denominator, _ONE - beta1, _ONE - beta2
-    for i in range(len(weights)):
-        gradient = gradients[i]
-        first = beta1 * exp_avg[i] + rest1 * gradient
-        second = beta2 * exp_avg_sq[i] + rest2 * gradient * gradient
-        exp_avg[i], exp_avg_sq[i] = first, second
-        root = np.sqrt(second) * inverse_root_correction2
-        direction = first * inverse_correction1 / (root + eps) + noise[i]
-        # 1 − sigmoid(x) = ½ − ½·tanh(x/2)
-        gate = _HALF - _HALF * tanh(traces[i] * half) if half > _ZERO else _HALF
-        weights[i] = weights[i] * shrink - rate * direction * gate
-
-
 # ── Noise ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@_compile
+@_compile()
 def philox(words: NDArray[np.uint32], counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> None:
     """Fill `words` [4, n] with Philox4x32-10 (Salmon et al., 2011) of n counters from `counter`
     [4] on, its first word counting, under `key` [2]."""
@@ -173,25 +191,7 @@ def philox(words: NDArray[np.uint32], counter: NDArray[np.uint32], key: NDArray[
         words0[i], words1[i], words2[i], words3[i] = c0, c1, c2, c3
 
 
-@_compile
-def fill_with_normals(out: Array, keys: NDArray[np.uint32], scale: np.float32) -> None:
-    """Fill `out` [S, D] with normal numbers of standard deviation `scale`.
-
-    Args:
-        keys: [S, 2]; row s depends on keys[s] alone.
-    """
-    num_blocks = (out.shape[1] + 3) // 4
-    counter = np.zeros(4, np.uint32)
-    words = np.empty((4, num_blocks), np.uint32)
-    normals = np.empty((4, num_blocks), _f32)
-    for row in range(len(out)):
-        philox(words, counter, keys[row])
-        _box_muller(words[0], words[1], normals[0], normals[1], scale)
-        _box_muller(words[2], words[3], normals[2], normals[3], scale)
-        out[row] = normals.reshape(-1)[: out.shape[1]]
-
-
-@_compile
+@_compile()
 def _box_muller(
     radii: NDArray[np.uint32],
     angles: NDArray[np.uint32],
@@ -243,10 +243,142 @@ def _box_muller(
         second[i] = radius * _f32(2) * sine * cosine
 
 
+@_compile(_rows, _bits, _number)
+def fill_with_normals(out: Array, keys: NDArray[np.uint32], scale: np.float32) -> None:
+    """Fill `out` [S, D] with normal numbers of standard deviation `scale`.
+
+    Args:
+        keys: [S, 2]; row s depends on keys[s] alone.
+    """
+    num_blocks = (out.shape[1] + 3) // 4
+    counter = np.zeros(4, np.uint32)
+    words = np.empty((4, num_blocks), np.uint32)
+    normals = np.empty((4, num_blocks), _f32)
+    for row in range(len(out)):
+        philox(words, counter, keys[row])
+        _box_muller(words[0], words[1], normals[0], normals[1], scale)
+        _box_muller(words[2], words[3], normals[2], normals[3], scale)
+        out[row] = normals.reshape(-1)[: out.shape[1]]
+
+
 # ── PPO ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@_compile
+@_compile(_rows, _number, numba.float32[::1])
+def scale_to_norm(gradients: Array, max_norm: np.float32, norms: Array) -> None:
+    """Write each member's norm to `norms` [S], and scale its gradient down to `max_norm` if that
+    is positive."""
+    for member in range(len(gradients)):
+        gradient = gradients[member]
+        total = _ZERO
+        for i in range(len(gradient)):
+            total += gradient[i] * gradient[i]
+        norms[member] = np.sqrt(total)
+        factor = max_norm / (norms[member] + _f32(1e-6))
+        if max_norm > _ZERO and not factor >= _ONE:
+            for i in range(len(gradient)):
+                gradient[i] *= factor
+
+
+@_compile()
+def _num_parameters(sizes: NDArray[np.int64]) -> int:
+    total = 0
+    for i in range(len(sizes) - 1):
+        total += (sizes[i] + 1) * sizes[i + 1]
+    return total
+
+
+@_compile()
+def _forward(
+    parameters: Array,
+    sizes: NDArray[np.int64],
+    activation: int,
+    inputs: Array,
+    activations: Array,
+) -> Array:
+    """Fill `activations` with those of one layer after the other; returns the last, [M, out]."""
+    h, weight_at, start = inputs, 0, 0
+    for layer in range(len(sizes) - 1):
+        num_inputs, num_outputs = sizes[layer], sizes[layer + 1]
+        bias_at = weight_at + num_inputs * num_outputs
+        weights = parameters[weight_at:bias_at].reshape(num_outputs, num_inputs)
+        biases = parameters[bias_at : bias_at + num_outputs]
+        stop = start + len(inputs) * num_outputs
+        z = activations[start:stop].reshape(len(inputs), num_outputs)
+        np.dot(h, weights.T, z)
+        last = layer == len(sizes) - 2
+        for i in range(len(z)):
+            if last:
+                for j in range(num_outputs):
+                    z[i, j] += biases[j]
+            elif activation == 0:
+                for j in range(num_outputs):
+                    z[i, j] = tanh(z[i, j] + biases[j])
+            else:
+                for j in range(num_outputs):
+                    x = z[i, j] + biases[j]
+                    z[i, j] = _ZERO if x < _ZERO else x
+        h, weight_at, start = z, bias_at + num_outputs, stop
+    return h
+
+
+@_compile()
+def _backward(
+    parameters: Array,
+    gradients: Array,
+    sizes: NDArray[np.int64],
+    activation: int,
+    inputs: Array,
+    activations: Array,
+    upstream: Array,
+    downstream: Array,
+) -> None:
+    """Write the gradient of the parameters, given that of the outputs in `upstream`."""
+    size = len(inputs)
+    weight_at, start = _num_parameters(sizes), size * sizes[1:].sum()
+    for layer in range(len(sizes) - 2, -1, -1):
+        num_inputs, num_outputs = sizes[layer], sizes[layer + 1]
+        bias_at = weight_at - num_outputs
+        weight_at = bias_at - num_inputs * num_outputs
+        start -= size * num_outputs
+        outputs = activations[start : start + size * num_outputs].reshape(size, num_outputs)
+        gradient = upstream[: size * num_outputs].reshape(size, num_outputs)
+        bias_gradient = gradients[bias_at : bias_at + num_outputs]
+        bias_gradient[:] = _ZERO
+        last = layer == len(sizes) - 2
+        for i in range(size):
+            if last:
+                for j in range(num_outputs):
+                    bias_gradient[j] += gradient[i, j]
+            elif activation == 0:
+                for j in range(num_outputs):
+                    gradient[i, j] *= _ONE - outputs[i, j] * outputs[i, j]
+                    bias_gradient[j] += gradient[i, j]
+            else:
+                for j in range(num_outputs):
+                    gradient[i, j] = _ZERO if outputs[i, j] <= _ZERO else gradient[i, j]
+                    bias_gradient[j] += gradient[i, j]
+        h = inputs
+        if layer:
+            h = activations[start - size * num_inputs : start].reshape(size, num_inputs)
+        weight_gradient = gradients[weight_at:bias_at].reshape(num_outputs, num_inputs)
+        np.dot(gradient.T, h, weight_gradient)
+        if layer:
+            weights = parameters[weight_at:bias_at].reshape(num_outputs, num_inputs)
+            np.dot(gradient, weights, downstream[: size * num_inputs].reshape(size, num_inputs))
+            upstream, downstream = downstream, upstream
+
+
+@_compile(
+    *[_rows] * 2,
+    *[_sizes] * 2,
+    numba.int64,
+    *[_vectors] * 2,
+    *[_samples] * 4,
+    *[_number] * 3,
+    numba.boolean,
+    *[_rows] * 3,
+)
 def ppo_gradient(
     parameters: Array,
     gradients: Array,
@@ -330,114 +462,10 @@ def ppo_gradient(
             loss = error * error
             upstream[i] = error * value_coef * per_sample
             if clips_value_loss:
-                change = min(max(values[i, 0] - before, -clip), clip)
+                difference = values[i, 0] - before
+                change = min(max(difference, -clip), clip)
                 clipped_loss = (before + change - target) ** 2
-                upstream[i] *= _f32(loss >= clipped_loss)
+                upstream[i] *= _f32(loss >= clipped_loss or change == difference)
                 loss = clipped_loss if clipped_loss > loss else loss
             value_losses[member, i] = loss
         _backward(weights, gradient, critic, activation, inputs, activations, upstream, downstream)
-
-
-@_compile
-def scale_to_norm(gradients: Array, max_norm: np.float32, norms: Array) -> None:
-    """Write each member's norm to `norms` [S], and scale its gradient down to `max_norm` if that
-    is positive."""
-    for member in range(len(gradients)):
-        gradient = gradients[member]
-        total = _ZERO
-        for i in range(len(gradient)):
-            total += gradient[i] * gradient[i]
-        norms[member] = np.sqrt(total)
-        factor = max_norm / (norms[member] + _f32(1e-6))
-        if max_norm > _ZERO and not factor >= _ONE:
-            for i in range(len(gradient)):
-                gradient[i] *= factor
-
-
-@_compile
-def _num_parameters(sizes: NDArray[np.int64]) -> int:
-    total = 0
-    for i in range(len(sizes) - 1):
-        total += (sizes[i] + 1) * sizes[i + 1]
-    return total
-
-
-@_compile
-def _forward(
-    parameters: Array,
-    sizes: NDArray[np.int64],
-    activation: int,
-    inputs: Array,
-    activations: Array,
-) -> Array:
-    """Fill `activations` with those of one layer after the other; returns the last, [M, out]."""
-    h, weight_at, start = inputs, 0, 0
-    for layer in range(len(sizes) - 1):
-        num_inputs, num_outputs = sizes[layer], sizes[layer + 1]
-        bias_at = weight_at + num_inputs * num_outputs
-        weights = parameters[weight_at:bias_at].reshape(num_outputs, num_inputs)
-        biases = parameters[bias_at : bias_at + num_outputs]
-        stop = start + len(inputs) * num_outputs
-        z = activations[start:stop].reshape(len(inputs), num_outputs)
-        np.dot(h, weights.T, z)
-        last = layer == len(sizes) - 2
-        for i in range(len(z)):
-            if last:
-                for j in range(num_outputs):
-                    z[i, j] += biases[j]
-            elif activation == 0:
-                for j in range(num_outputs):
-                    z[i, j] = tanh(z[i, j] + biases[j])
-            else:
-                for j in range(num_outputs):
-                    x = z[i, j] + biases[j]
-                    z[i, j] = _ZERO if x < _ZERO else x
-        h, weight_at, start = z, bias_at + num_outputs, stop
-    return h
-
-
-@_compile
-def _backward(
-    parameters: Array,
-    gradients: Array,
-    sizes: NDArray[np.int64],
-    activation: int,
-    inputs: Array,
-    activations: Array,
-    upstream: Array,
-    downstream: Array,
-) -> None:
-    """Write the gradient of the parameters, given that of the outputs in `upstream`."""
-    size = len(inputs)
-    weight_at, start = _num_parameters(sizes), size * sizes[1:].sum()
-    for layer in range(len(sizes) - 2, -1, -1):
-        num_inputs, num_outputs = sizes[layer], sizes[layer + 1]
-        bias_at = weight_at - num_outputs
-        weight_at = bias_at - num_inputs * num_outputs
-        start -= size * num_outputs
-        outputs = activations[start : start + size * num_outputs].reshape(size, num_outputs)
-        gradient = upstream[: size * num_outputs].reshape(size, num_outputs)
-        bias_gradient = gradients[bias_at : bias_at + num_outputs]
-        bias_gradient[:] = _ZERO
-        last = layer == len(sizes) - 2
-        for i in range(size):
-            if last:
-                for j in range(num_outputs):
-                    bias_gradient[j] += gradient[i, j]
-            elif activation == 0:
-                for j in range(num_outputs):
-                    gradient[i, j] *= _ONE - outputs[i, j] * outputs[i, j]
-                    bias_gradient[j] += gradient[i, j]
-            else:
-                for j in range(num_outputs):
-                    gradient[i, j] = _ZERO if outputs[i, j] <= _ZERO else gradient[i, j]
-                    bias_gradient[j] += gradient[i, j]
-        h = inputs
-        if layer:
-            h = activations[start - size * num_inputs : start].reshape(size, num_inputs)
-        weight_gradient = gradients[weight_at:bias_at].reshape(num_outputs, num_inputs)
-        np.dot(gradient.T, h, weight_gradient)
-        if layer:
-            weights = parameters[weight_at:bias_at].reshape(num_outputs, num_inputs)
-            np.dot(gradient, weights, downstream[: size * num_inputs].reshape(size, num_inputs))
-            upstream, downstream = downstream, upstream

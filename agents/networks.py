@@ -309,8 +309,8 @@ class ActorCritic:
             self._initialise(member, generator)
 
     @property
-    def compiles(self) -> bool:
-        """Whether the compiled kernels are there and know networks like these."""
+    def uses_kernels(self) -> bool:
+        """Whether compiled kernels are there and know networks like these."""
         data = self.parameters.data
         if data.dtype != torch.float32 or data.device.type != "cpu" or self.actor.layer_norm:
             return False

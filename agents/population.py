@@ -7,6 +7,7 @@ them changes nothing but the time it takes.
 from __future__ import annotations
 
 import math
+import os
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,7 @@ class Population:
         # Operations are never split across threads: that would make a member's bits depend on
         # how many there are. Members are.
         torch.set_num_threads(1)
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of the compiled kernels
         num_blocks = 1 if config.run.device != "cpu" else min(config.threads, len(self.seeds))
         sizes = [len(part) for part in np.array_split(self.seeds, num_blocks)]
         ends = np.cumsum(sizes)

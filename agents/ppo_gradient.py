@@ -59,7 +59,7 @@ def compute_gradient(
             "advantages" (as they are to count: see `normalize_minibatches`), "returns" [S, M].
         config: the coefficients.
     """
-    if networks.compiles:
+    if networks.uses_kernels:
         return _compiled_gradient(networks, minibatch, config)
     terms = _gradient(networks, minibatch, config)
     if config.max_grad_norm > 0:
@@ -98,9 +98,12 @@ def _gradient(
     value_losses = value_errors.square()
     value_gradient = value_errors * (config.value_coef / size)
     if config.clip_value_loss:
-        change = (values - minibatch["values"]).clamp(-clip, clip)
+        difference = values - minibatch["values"]
+        change = difference.clamp(-clip, clip)
         clipped_losses = (minibatch["values"] + change - minibatch["returns"]).square()
-        value_gradient = value_gradient * (value_losses >= clipped_losses)
+        # What is not clipped may still come out larger, by rounding.
+        counts = (value_losses >= clipped_losses) | (change == difference)
+        value_gradient = value_gradient * counts
         value_losses = torch.maximum(value_losses, clipped_losses)
     networks.critic.backward(value_gradient.unsqueeze(-1))
 

@@ -143,12 +143,10 @@ class Runner:
                         self._attempt(lambda: self._flush(lazily=True))
                     if stop.received:
                         break
-                with contextlib.suppress(OSError):
-                    self.directory.restore(config)
-                saved = self._attempt(self.checkpoint)
+                saved = self._attempt_last(self.checkpoint)
             except StopNow:
                 self._abandoned_iteration = True
-                saved = self._attempt(self._save_held)
+                saved = self._attempt_last(self._save_held)
         outcome = self._outcome() if saved else Outcome.UNSAVED
         self._attempt(lambda: self._write_status(outcome.value))
         return outcome
@@ -207,6 +205,12 @@ class Runner:
             self._say(f"Writing to {self.directory.path} works again.")
         self._writing_fails, self._last_write = False, monotonic()
         return True
+
+    def _attempt_last(self, write: Callable[[], None]) -> bool:
+        """The same, in a directory made again if it has vanished."""
+        with contextlib.suppress(OSError):
+            self.directory.restore(self.config)
+        return self._attempt(write)
 
     def _write_is_due(self) -> bool:
         return monotonic() - self._last_write > FLUSH_SECONDS

@@ -46,4 +46,6 @@ def fill_with_noise(
 
 
 def _fits_kernels(out: Tensor, kind: str) -> bool:
-    return kind == "normal" and out.device.type == "cpu" and out.dtype == torch.float32
+    if kind != "normal" or out.device.type != "cpu" or out.dtype != torch.float32:
+        return False
+    return out.is_contiguous()

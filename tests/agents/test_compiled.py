@@ -101,17 +101,32 @@ def test_training_by_kernels_and_by_operations_begins_alike(opt, monkeypatch):
             )
         )
         reports.append(population.advance())
-        assert population.learner.networks.compiles == (by == "kernels")
+        assert population.learner.networks.uses_kernels == (by == "kernels")
     for name in reports[0].scalars:
         np.testing.assert_allclose(
             reports[0].scalars[name], reports[1].scalars[name], rtol=2e-3, atol=1e-5, err_msg=name
         )
 
 
+@pytest.mark.parametrize("missing", ["numba", "scipy"])
+def test_without_numba_or_scipy_everything_is_computed_by_operations(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)  # importing it fails
+    monkeypatch.delitem(sys.modules, "agents.kernels", raising=False)
+    compiled.kernels.cache_clear()
+    try:
+        assert compiled.version() is None
+        population = Population(TrainConfig().with_flat({**SMALL, "opt": "upgd"}))
+        assert not population.learner.networks.uses_kernels
+        assert np.isfinite(population.advance().scalars["value_loss"]).all()
+    finally:
+        monkeypatch.undo()
+        compiled.kernels.cache_clear()
+
+
 def test_where_the_kernels_do_not_fit_operations_are_used():
     for changes in ({"layer_norm": True}, {"activation": "elu"}):
         population = Population(TrainConfig().with_flat({**SMALL, **changes}))
-        assert not population.learner.networks.compiles
+        assert not population.learner.networks.uses_kernels
         assert np.isfinite(population.advance().scalars["value_loss"]).all()
 
 

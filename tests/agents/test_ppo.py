@@ -102,7 +102,7 @@ def test_the_written_out_gradient_is_that_of_automatic_differentiation(by, chang
         settings.activation,
         dtype=dtype,
     )
-    assert networks.compiles == (by == "kernels")
+    assert networks.uses_kernels == (by == "kernels")
     torch.manual_seed(0)
     for view in networks.parameters.views.values():
         view += 0.1 * torch.randn_like(view)
@@ -128,6 +128,30 @@ def test_the_written_out_gradient_is_that_of_automatic_differentiation(by, chang
     for name, value in terms.items():
         column = statistics[:, MINIBATCH_STATISTICS.index(name)].double()
         torch.testing.assert_close(column, value, msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("by", ["operations", "kernels"])
+def test_rounding_drops_no_value_gradient_that_is_not_clipped(by, monkeypatch):
+    if by == "operations":
+        monkeypatch.setattr(compiled, "kernels", lambda: None)
+    settings = config(max_grad_norm=0.0, clip_coef=10.0).ppo
+    networks = ActorCritic([1], 3, 2, (8,))
+    torch.manual_seed(0)
+    size = 4096
+    minibatch = {
+        "observations": torch.randn(1, size, 3),
+        "actions": torch.randn(1, size, 2),
+        "log_probs": torch.full((1, size), -3.0),
+        "values": torch.randn(1, size),
+        "advantages": torch.randn(1, size),
+        "returns": torch.randn(1, size),
+    }
+    compute_gradient(networks, minibatch, settings)
+    clipping = networks.parameters.gradient.clone()
+    compute_gradient(networks, minibatch, config(max_grad_norm=0.0, clip_value_loss=False).ppo)
+    critic = networks.parameters.gradient_views["critic.output.bias"]
+    ours = networks.parameters.named_views(clipping)["critic.output.bias"]
+    torch.testing.assert_close(ours, critic, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("by", ["operations", "kernels"])

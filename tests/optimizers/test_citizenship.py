@@ -333,3 +333,21 @@ def test_a_trace_that_the_user_edits_in_place_counts():
     before = p.detach().clone()
     optimizer.step()
     torch.testing.assert_close(p.detach(), before * (1 - 3e-4 * 1e-3), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("cls", [UPGD, AdaptiveUPGD, PGD, ShrinkAndPerturb])
+@pytest.mark.parametrize("size", [100, 2**15])
+def test_a_gradient_may_have_any_strides(cls, size):
+    results = []
+    for strided in (False, True):
+        p = torch.linspace(-1, 1, size).requires_grad_()
+        gradients = [torch.full((size,), 0.5), torch.linspace(1, -1, size)]
+        if strided:
+            doubled = gradients[1].repeat_interleave(2)
+            gradients = [torch.tensor(0.5).expand(size), doubled[::2]]
+        optimizer = cls([p], lr=0.1, generator=torch.Generator().manual_seed(0))
+        for gradient in gradients:
+            p.grad = gradient
+            optimizer.step()
+        results.append(p.detach())
+    assert torch.equal(*results)
