@@ -94,7 +94,7 @@ class AdaptiveUPGD(UPGD):
             noise = tile.scratch[-1].zero_()
         kernels.adaptive_upgd(
             tile.weights.numpy(),
-            tile.gradients.contiguous().numpy(),
+            tile.gradients.numpy(),
             *(tile.state[name].numpy() for name in self.traces),
             noise.numpy(),
             *map(np.float32, (group["beta_utility"], *group["betas"], group["eps"])),

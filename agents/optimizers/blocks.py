@@ -164,7 +164,9 @@ class Bucket:
     def load(self, attribute: str, tensors: list[Tensor]) -> None:
         """Hand tensors in the parameters' shapes to the tiles, as their `attribute`."""
         if not self.gathered:
-            self._assign(attribute, tensors[0].detach().reshape(self.rows, self.columns))
+            # Weights, to be written, are contiguous already; fused kernels need gradients to be.
+            rows = tensors[0].detach().reshape(self.rows, self.columns).contiguous()
+            self._assign(attribute, rows)
             return
         if attribute not in self._buffers:
             buffer = self.zeros(self.rows, self.columns)
