@@ -103,6 +103,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["env"] for row in rows))
+    optimizers = dict.fromkeys(
+        row["name"].split(", ")[0] for row in rows if row["name"].endswith("seeds")
+    )
+    styles = dict(zip(optimizers, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))))  # noqa: B905
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.4), squeeze=False)
     for axis, env_id in zip(axes[0], names, strict=True):
         own = [row for row in rows if row["env"] == env_id and "by phase" not in row["name"]]
@@ -118,9 +122,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 levels.setdefault(row["name"], []).append(row["steps_per_second"])
         for (name, values), style in zip(levels.items(), ("-", "--", ":", "-.", (0, (1, 4)))):  # noqa: B905
             axis.axhline(statistics.median(values), color="0.4", linestyle=style, label=name)
-        for (opt, points), color, marker in zip(  # noqa: B905
-            curves.items(), ("#0072B2", "#D55E00", "#009E73"), "os^"
-        ):
+        for opt, points in curves.items():
+            color, marker = styles[opt]
             counts = sorted(points)
             medians = [statistics.median(points[count]) for count in counts]
             axis.plot(counts, medians, color=color, marker=marker, label=f"ours, {opt}")
