@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents import compiled
 from agents.config import TrainConfig
 from agents.population import Population, make_learner
+
+pytestmark = pytest.mark.usefixtures("computed_by")
 
 SMALL = {
     "env": "Hopper-v4",
@@ -20,14 +21,6 @@ SMALL = {
     "threads": 1,
 }
 ODD = {"hidden_sizes": (13, 7), "rollout_steps": 45, "minibatches": 5, "steps": 45 * 4}
-
-
-@pytest.fixture(autouse=True, params=["kernels", "operations"])
-def _computed_by(request, monkeypatch):
-    if request.param == "operations":
-        monkeypatch.setattr(compiled, "kernels", lambda: None)
-    else:
-        assert compiled.kernels()
 
 
 def config(**changes):

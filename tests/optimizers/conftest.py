@@ -1,8 +1,6 @@
 import pytest
 import torch
 
-from agents import compiled
-
 
 @pytest.fixture(autouse=True)
 def _one_thread():
@@ -13,10 +11,6 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True, params=["kernels", "operations"])
-def _computed_by(request, monkeypatch):
-    """Everything holds with the compiled kernels and without them."""
-    if request.param == "operations":
-        monkeypatch.setattr(compiled, "kernels", lambda: None)
-    else:
-        assert compiled.kernels()
+@pytest.fixture(autouse=True)
+def _computed_by(computed_by):
+    """Every test of these holds both ways."""
