@@ -7,7 +7,9 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from agents.flags import Count, Keywords
 from agents.inspection import PlasticityConfig
@@ -24,6 +26,9 @@ class RunConfig:
     """Optimizer: a registered name, or a dotted path to any torch.optim.Optimizer class."""
     opt_kwargs: Keywords = field(default_factory=dict)
     """Hyper-parameters of the optimizer, such as sigma=1e-3 weight_decay=0."""
+    opt_defaults: Annotated[Keywords, tyro.conf.Suppress] = field(default_factory=dict)
+    """For presets that serve several optimizers: OPTIMIZER.KEY → value, a hyper-parameter of that
+    optimizer alone; opt_kwargs go over it. Several presets are merged key by key."""
     env_kwargs: Keywords = field(default_factory=dict)
     """Keyword arguments of the environment's constructor."""
     seeds: Count = 1

@@ -18,6 +18,7 @@ import envs
 from agents.config import TrainConfig
 from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
+from agents.optimizers import hyper_parameters_of
 from agents.optimizers.population import PopulationOptimizer
 from agents.ppo import PPO
 from agents.random_streams import RandomStreams, environment_seeds
@@ -146,7 +147,7 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         networks.parameters,
         config.ppo.learning_rate,
         streams.optimizer_noise,
-        config.run.opt_kwargs,
+        hyper_parameters_of(config.run.opt, config.run.opt_defaults, config.run.opt_kwargs),
         one_per_member=config.ppo.target_kl is not None,
     )
     return PPO(

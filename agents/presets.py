@@ -52,6 +52,8 @@ def load_preset(path: Path, base: TrainConfig) -> TrainConfig:
             changes[key] = _coerce(_plain(value_node), annotations[key])
         except ValueError as error:
             raise ValueError(f"{where}: {key}: {error}.") from None
+    if "opt_defaults" in changes:
+        changes["opt_defaults"] = {**base.run.opt_defaults, **changes["opt_defaults"]}
     return base.with_flat(changes)
 
 

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from agents.checkpoint import checkpoints, load_checkpoint
 from agents.config import TrainConfig
+from agents.population import make_learner
 from agents.presets import load_preset
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +129,54 @@ def test_a_preset_sets_what_flags_then_override():
     assert config.ppo.hidden_sizes == (8,)
     assert config.run.steps == 2000
     assert config.run.opt_kwargs == {"sigma": 1e-2, "betas": [0.9, 0.99]}
+
+
+def hyper_parameters(*arguments):
+    """What the optimizer of that command line steps with."""
+    learner = make_learner(train.parse([*QUICK[2:], *map(str, arguments)]).settings, [1])
+    return learner.optimizer.optimizers[0].param_groups[0]
+
+
+@pytest.mark.parametrize("preset", ["humanoid", "humanoid_standup"])
+def test_a_preset_gives_one_optimizer_a_hyper_parameter_and_leaves_the_others_alone(preset):
+    arguments = ["--config", ROOT / "configs" / f"{preset}.yaml", "--opt"]
+    assert hyper_parameters(*arguments, "upgd")["beta_utility"] == 0.9
+    assert hyper_parameters(*arguments, "upgd_local")["beta_utility"] == 0.999
+    assert "beta_utility" not in hyper_parameters(*arguments, "adam")
+    ours = hyper_parameters(*arguments, "upgd", "--opt-kwargs", "sigma=0.5")
+    assert (ours["beta_utility"], ours["sigma"]) == (0.9, 0.5)
+    ours = hyper_parameters(*arguments, "upgd", "--opt-kwargs", "beta_utility=0.99")
+    assert ours["beta_utility"] == 0.99
+
+
+def test_hyper_parameters_by_optimizer_are_merged_over_presets_and_kept_with_the_run():
+    Path("a.yaml").write_text(
+        "opt_defaults: {upgd.sigma: 1e-2, upgd.beta_utility: 0.5, torch.optim.NAdam.eps: 1e-3}\n"
+    )
+    Path("b.yaml").write_text("opt_defaults: {upgd.beta_utility: 0.7}\n")
+    both = ["--config", "a.yaml", "b.yaml", "--opt"]
+    ours = hyper_parameters(*both, "upgd")
+    assert (ours["sigma"], ours["beta_utility"]) == (1e-2, 0.7)
+    assert hyper_parameters(*both, "torch.optim.NAdam")["eps"] == 1e-3
+    assert run("--steps", 64, "--out", "here", *both, "upgd") == 0
+    again = hyper_parameters("--config", "here/config.yaml")
+    assert (again["sigma"], again["beta_utility"]) == (1e-2, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("upgdd.sigma: 1", ["opt_defaults", "upgdd", "Perhaps you meant upgd"]),
+        ("upgd.sgima: 1", ["opt_defaults", "sgima", "Perhaps you meant sigma"]),
+        ("upgd.sigma: -1", ["opt_defaults", "sigma", "-1"]),
+        ("upgd: {sigma: 1}", ["opt_defaults", "'upgd'", "OPTIMIZER.KEY"]),
+    ],
+)
+def test_a_mistyped_hyper_parameter_is_refused_whichever_optimizer_runs(entry, words, capsys):
+    Path("preset.yaml").write_text(f"opt_defaults: {{{entry}}}\n")
+    message = refuse(capsys, *QUICK, "--config", "preset.yaml", "--opt", "adam")
+    for word in words:
+        assert word in message
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)

@@ -5,7 +5,7 @@ from agents.optimizers.feature_upgd import FeatureUPGD
 from agents.optimizers.hesscale import hesscale
 from agents.optimizers.l2_init import L2Init
 from agents.optimizers.perturbed import PGD, ShrinkAndPerturb
-from agents.optimizers.registry import OptimizerSpec, get, names
+from agents.optimizers.registry import OptimizerSpec, get, hyper_parameters_of, names
 from agents.optimizers.upgd import UPGD
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "ShrinkAndPerturb",
     "get",
     "hesscale",
+    "hyper_parameters_of",
     "names",
 ]

@@ -205,6 +205,38 @@ def get(name: str) -> OptimizerSpec:
     return OptimizerSpec(name, cls, layout="member")
 
 
+def hyper_parameters_of(
+    name: str, defaults: dict[str, Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """What `resolve` is to be given for one optimizer, of settings that several share.
+
+    Args:
+        name: of the optimizer, as `get` takes it.
+        defaults: "OPTIMIZER.KEY" → value, hyper-parameters of several optimizers; those of the
+            others are checked and left out.
+        kwargs: the optimizer's own, which go over them.
+
+    Raises:
+        ValueError: naming the entry whose optimizer or hyper-parameter does not exist, or whose
+            value is refused.
+    """
+    by_optimizer: dict[str, dict[str, Any]] = {}
+    for entry, value in defaults.items():
+        optimizer, separator, key = entry.rpartition(".")
+        if not separator:
+            raise ValueError(
+                f"opt_defaults has an entry {entry!r}; write each as OPTIMIZER.KEY, such as "
+                "upgd.sigma: 1e-3."
+            )
+        by_optimizer.setdefault(optimizer, {})[key] = value
+    for optimizer, own in by_optimizer.items():
+        try:
+            get(optimizer).resolve(own)
+        except ValueError as error:
+            raise ValueError(f"opt_defaults: {error}") from None
+    return {**by_optimizer.get(name, {}), **kwargs}
+
+
 def _constructor_arguments(cls: type) -> dict[str, Any]:
     """Names and defaults, those that **kwargs passes on to the base class too."""
     parameters = inspect.signature(cls).parameters.values()
