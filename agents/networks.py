@@ -245,7 +245,12 @@ class StackedMLP:
         gradients, views = self.parameters.gradient_views, self.parameters.views
         gradients[f"{layer}.weight"].copy_(torch.bmm(gradient.transpose(1, 2), inputs))
         gradients[f"{layer}.bias"].copy_(gradient.sum(1))
-        return torch.bmm(gradient, views[f"{layer}.weight"]) if needs_input else gradient
+        if not needs_input:
+            return gradient
+        weight = views[f"{layer}.weight"]
+        if weight.shape[2] == 1:  # as in `_linear`
+            return (gradient * weight.transpose(1, 2)).sum(-1, keepdim=True)
+        return torch.bmm(gradient, weight)
 
     def _normalise(self, layer: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         views = self.parameters.views

@@ -98,6 +98,16 @@ def test_a_member_is_independent_under_every_setting(changes):
         np.testing.assert_array_equal(report.scalars[name][1:2], values)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True], ids=["", "layer_norm"])
+@pytest.mark.parametrize("hidden_sizes", [(1,), (1, 16), (16, 1), (4, 1, 16)], ids=str)
+def test_a_member_is_independent_where_a_layer_has_one_unit(hidden_sizes, layer_norm):
+    changes = dict(opt="adam", hidden_sizes=hidden_sizes, layer_norm=layer_norm)
+    changes |= {"rollout_steps": 128, "minibatches": 2, "steps": 128 * 2}
+    together, _ = advanced(Population(config(seeds=3, **changes)), 2)
+    alone, _ = advanced(Population(config(seeds=1, seed=2, **changes)), 2)
+    assert_equal(member_of(together, 1, 3), alone)
+
+
 @pytest.mark.parametrize("opt", ["upgd_local", "feature_upgd"])
 def test_a_member_is_independent_where_layers_are_large(opt):
     changes = dict(opt=opt, hidden_sizes=(129, 128), epochs=1, target_kl=None)

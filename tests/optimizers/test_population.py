@@ -204,5 +204,5 @@ def test_members_that_are_left_out_neither_move_nor_age(opt):
 def test_memory_that_is_laid_out_otherwise_is_refused(one_per_member):
     _, optimizer = stepped("upgd", one_per_member)
     _, other = stepped("upgd", not one_per_member)
-    with pytest.raises(ValueError, match="laid out otherwise.*--target-kl"):
+    with pytest.raises(ValueError, match="laid out otherwise"):
         optimizer.load_state_dict(other.state_dict())
