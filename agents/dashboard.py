@@ -25,7 +25,7 @@ a seed's run has that as well, and TensorBoard complains of a run that has only 
 FIRST_BANDS = {
     "return · mean and range over seeds": "rollout/ep_rew_mean",
     "policy std": "train/std",
-    "approximate KL of an iteration": "train/approx_kl",
+    "approximate KL of an iteration, mean over its epochs": "train/approx_kl_mean",
 }
 
 SECTIONS: dict[str, tuple[str, ...]] = {

@@ -74,10 +74,10 @@ def tanh(x: np.float32) -> np.float32:
 
 @_compile()
 def _trace_utilities(
-    traces: Array, gradients: Array, weights: Array, beta: np.float32
+    traces: Array, gradients: Array, weights: Array, beta: np.float32, rest: np.float32
 ) -> np.float32:
     """ū ← β·ū − (1 − β)·g·w; returns max ū, NaN if one of them is NaN."""
-    largest, broken, rest = _f32(-np.inf), 0, _ONE - beta
+    largest, broken = _f32(-np.inf), 0
     for i in range(len(traces)):
         utility = beta * traces[i] - rest * gradients[i] * weights[i]
         traces[i] = utility
@@ -96,7 +96,9 @@ def _move_adaptively(
     noise: Array,
     inverse_denominator: np.float32,
     beta1: np.float32,
+    rest1: np.float32,
     beta2: np.float32,
+    rest2: np.float32,
     inverse_correction1: np.float32,
     inverse_root_correction2: np.float32,
     eps: np.float32,
@@ -104,7 +106,7 @@ def _move_adaptively(
     rate: np.float32,
 ) -> None:
     """w ← shrink·w − rate·(m̂/(√v̂ + eps) + σ·ξ)·(1 − s); s is ½ where the inverse is 0."""
-    half, rest1, rest2 = _HALF * inverse_denominator, _ONE - beta1, _ONE - beta2
+    half = _HALF * inverse_denominator
     for i in range(len(weights)):
         gradient = gradients[i]
         first = beta1 * exp_avg[i] + rest1 * gradient
@@ -117,7 +119,7 @@ def _move_adaptively(
         weights[i] = weights[i] * shrink - rate * direction * gate
 
 
-@_compile(*[_rows] * 6, *[_number] * 9)
+@_compile(*[_rows] * 6, *[_number] * 12)
 def adaptive_upgd(
     weights: Array,
     gradients: Array,
@@ -126,8 +128,11 @@ def adaptive_upgd(
     exp_avg_sq: Array,
     noise: Array,
     beta_utility: np.float32,
+    rest_utility: np.float32,
     beta1: np.float32,
+    rest1: np.float32,
     beta2: np.float32,
+    rest2: np.float32,
     eps: np.float32,
     correction_utility: np.float32,
     correction1: np.float32,
@@ -140,13 +145,16 @@ def adaptive_upgd(
     Args:
         weights, gradients, traces, exp_avg, exp_avg_sq: [S, D]; the traces are those of utility.
         noise: [S, D], σ·ξ.
+        rest_utility, rest1, rest2: 1 − β, which single precision would not give exactly.
         correction_utility: 1 − β_uᵗ, or 1 for the corrected denominator.
         correction1, correction2: 1 − β₁ᵗ and 1 − β₂ᵗ.
         shrink: 1 − α·λ.
         rate: c·α.
     """
     for member in range(len(weights)):
-        largest = _trace_utilities(traces[member], gradients[member], weights[member], beta_utility)
+        largest = _trace_utilities(
+            traces[member], gradients[member], weights[member], beta_utility, rest_utility
+        )
         denominator = largest * correction_utility
         usable = _TINY <= denominator < _f32(np.inf)
         _move_adaptively(
@@ -158,7 +166,9 @@ def adaptive_upgd(
             noise[member],
             _ONE / denominator if usable else _ZERO,
             beta1,
+            rest1,
             beta2,
+            rest2,
             _ONE / correction1,
             _ONE / np.sqrt(correction2),
             eps,

@@ -36,6 +36,7 @@ from agents.report import IterationReport
 from agents.rollout import generalized_advantages
 
 MAX_RATIO = MINIBATCH_STATISTICS.index("max_ratio")
+APPROX_KL = MINIBATCH_STATISTICS.index("approx_kl")
 
 
 class PPO:
@@ -108,6 +109,9 @@ class PPO:
         return IterationReport(
             scalars={
                 **dict(zip(MINIBATCH_STATISTICS, _minibatch_means(log), strict=True)),
+                "approx_kl_last_epoch": _last_epoch_means(
+                    log[..., APPROX_KL], self.config.minibatches
+                ),
                 "max_ratio": np.fmax.reduce(log[..., MAX_RATIO]),
                 "explained_variance": explained_variance(
                     self.rollout.values.reshape(self.num_members, -1),
@@ -282,13 +286,15 @@ def flushed_denormals() -> Iterator[None]:
 
     The moments of weights whose gradient has become exactly zero, those of a dead ReLU unit, decay
     to such numbers, and a step on them takes up to twice as long. Only for the update: the physics
-    must round as Gymnasium's does.
+    must round as Gymnasium's does. Afterwards it is as the caller had it.
     """
+    smallest_normal = torch.tensor(torch.finfo(torch.float32).tiny)
+    flushed_before = (smallest_normal * 0.5).item() == 0
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(flushed_before)
 
 
 def _minibatch_means(log: NDArray) -> NDArray:
@@ -299,6 +305,17 @@ def _minibatch_means(log: NDArray) -> NDArray:
         if len(taken):
             means[member] = taken.mean(0)
     return means.T
+
+
+def _last_epoch_means(log: NDArray, minibatches: int) -> NDArray:
+    """[updates, S] → [S], over the minibatches of the last epoch in which a member took any."""
+    means = np.full(log.shape[1], np.nan)
+    for member, values in enumerate(log.T):
+        taken = np.flatnonzero(~np.isnan(values))
+        if len(taken):
+            first = taken[-1] // minibatches * minibatches
+            means[member] = np.nanmean(values[first : first + minibatches])
+    return means
 
 
 def explained_variance(values: NDArray, returns: NDArray) -> NDArray:

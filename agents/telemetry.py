@@ -30,7 +30,9 @@ SCALAR_TAGS: dict[str, tuple[str, float]] = {
     "policy_loss": ("train/policy_gradient_loss", 1.0),
     "value_loss": ("train/value_loss", 2.0),
     "entropy": ("train/entropy_loss", -1.0),
-    "approx_kl": ("train/approx_kl", 1.0),
+    # Stable-Baselines3 logs the mean over the last epoch, whose policy has moved the furthest.
+    "approx_kl_last_epoch": ("train/approx_kl", 1.0),
+    "approx_kl": ("train/approx_kl_mean", 1.0),
     "clip_fraction": ("train/clip_fraction", 1.0),
     "explained_variance": ("train/explained_variance", 1.0),
     "std": ("train/std", 1.0),

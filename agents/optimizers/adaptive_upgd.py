@@ -83,7 +83,7 @@ class AdaptiveUPGD(UPGD):
         BlockOptimizer.__init__(self, params, defaults, noise, generator, members)
 
     def _update_rows(self, tiles: list[Tile]) -> None:
-        kernels = compiled.kernels() if _fits_kernels(tiles) else None
+        kernels = compiled.kernels() if self._fits_kernels(tiles) else None
         if kernels is None:
             super()._update_rows(tiles)
             return
@@ -97,7 +97,12 @@ class AdaptiveUPGD(UPGD):
             tile.gradients.numpy(),
             *(tile.state[name].numpy() for name in self.traces),
             noise.numpy(),
-            *map(np.float32, (group["beta_utility"], *group["betas"], group["eps"])),
+            *(
+                np.float32(value)
+                for beta in (group["beta_utility"], *group["betas"])
+                for value in (beta, 1 - beta)
+            ),
+            np.float32(group["eps"]),
             np.float32(1.0 if group["corrected_denominator"] else correction_of(bucket)),
             *(np.float32(1 - beta**bucket.step) for beta in group["betas"]),
             np.float32(1 - float(group["lr"]) * group["weight_decay"]),
@@ -131,13 +136,21 @@ class AdaptiveUPGD(UPGD):
         check_betas(group["betas"])
         check_number("eps", group["eps"], low_excluded=True)
 
+    def _fits_kernels(self, tiles: list[Tile]) -> bool:
+        """Whether the kernels compute what is asked: the published variant, whole rows on a CPU,
+        and no part of the step that a subclass has replaced."""
+        group, weights = tiles[0].bucket.group, tiles[0].weights
+        return (
+            len(tiles) == 1
+            and weights.device.type == "cpu"
+            and weights.dtype == torch.float32
+            and (group["order"], group["scope"], group["protecting"]) == ("first", "global", True)
+            and all(getattr(type(self), part) is own for part, own in _PARTS.items())
+        )
 
-def _fits_kernels(tiles: list[Tile]) -> bool:
-    """Whether the kernels compute what is asked: the published variant, whole rows on a CPU."""
-    group, weights = tiles[0].bucket.group, tiles[0].weights
-    return (
-        len(tiles) == 1
-        and weights.device.type == "cpu"
-        and weights.dtype == torch.float32
-        and (group["order"], group["scope"], group["protecting"]) == ("first", "global", True)
-    )
+
+_PARTS = {
+    part: getattr(AdaptiveUPGD, part)
+    for part in ("_trace_utility", "_maximum", "_gate", "_direction", "_move")
+}
+"""The parts of a step that the kernel computes in one go."""

@@ -21,17 +21,28 @@ MAX_SAMPLES = 1024
 
 DEAD_STD = 1e-3
 
+RARELY = 0.01
+"""A unit is rarely active when it is so on less than this share of the batch."""
+
+_GOLDEN = (5**0.5 - 1) / 2
+
 # Entries processed at a time by `feature_statistics`: 4 MB in float64, so that they stay in cache.
 _CHUNK_ENTRIES = 2**19
 
 
 def select_samples(batch: Tensor, dim: int = 0, limit: int = MAX_SAMPLES) -> Tensor:
-    """At most `limit` samples along an axis, evenly spaced, drawing no random number."""
+    """At most `limit` samples along an axis, spread evenly, drawing no random number.
+
+    One is taken of each of `limit` equal stretches. Where in its stretch follows the golden ratio:
+    a fixed stride would see one environment alone where samples of several alternate.
+    """
     available = batch.shape[dim]
     if available <= limit:
         return batch
-    chosen = torch.arange(limit, device=batch.device) * available // limit
-    return batch.index_select(dim, chosen)
+    bounds = torch.arange(limit + 1) * available // limit
+    shares = torch.arange(limit, dtype=torch.float64) * _GOLDEN % 1
+    chosen = bounds[:-1] + (shares * bounds.diff()).long()
+    return batch.index_select(dim, chosen.to(batch.device))
 
 
 def dormant_fraction(features: Tensor, threshold: float = 0.025) -> Tensor:
@@ -48,9 +59,10 @@ def dead_fraction(features: Tensor, activation: str) -> Tensor:
     """Fraction of dead units: 0 on the whole batch (ReLU, ReLU6, CReLU); else std < 1e-3.
 
     The standard deviation is over the batch, uncorrected, so that one sample has one (0).
-    LeakyReLU, ELU and their like never rest at 0 and are judged by their deviation.
 
-    Source: Moalla et al. (2024), "No representation, no trust".
+    Source: Moalla et al. (2024), "No representation, no trust", for ReLU and tanh. LeakyReLU, ELU
+    and their like never rest at 0; judging them by their deviation is this project's extension
+    (that paper's code calls a LeakyReLU unit dead when it is negative on the whole batch).
     """
     features = _checked(features)
     if activation_named(activation).dead_at_zero:
@@ -60,8 +72,30 @@ def dead_fraction(features: Tensor, activation: str) -> Tensor:
     return _fraction(deviation < DEAD_STD, witness=deviation.sum(-1))
 
 
+def rarely_active_fraction(features: Tensor, activation: str) -> Tensor:
+    """Fraction of units that are positive on less than 1 % of the batch, dead ones included.
+
+    One active sample revives a dead unit; it takes 1 % of them to revive a rarely active one.
+
+    Source: Dohare et al. (2024), "Loss of plasticity in deep continual learning", Methods: units
+    that are active less than 1 % of the time.
+
+    Raises:
+        ValueError: if the activation does not rest at 0.
+    """
+    if not activation_named(activation).dead_at_zero:
+        raise ValueError(
+            f"Rarely active units are not defined for '{activation}'; they are for ReLU, ReLU6 and "
+            "CReLU, whose units rest at 0."
+        )
+    features = _checked(features)
+    active = (features > 0).double().mean(-2)
+    return _fraction(active < RARELY, witness=features.sum((-2, -1)))
+
+
 def saturated_fraction(features: Tensor, activation: str) -> Tensor:
-    """Fraction of entries where the nonlinearity passes almost no gradient.
+    """Fraction of entries where the nonlinearity passes almost no gradient; for ReLU the share of
+    zeros, which is 1 − the share of active entries and about ½ in good health.
 
     |h| > 0.99 (tanh), h < 0.01 or > 0.99 (sigmoid), exactly 0 (ReLU).
 
@@ -117,8 +151,9 @@ def feature_rank(features: Tensor, threshold: float = 0.01) -> Tensor:
 def feature_statistics(features: Tensor, activation: str) -> dict[str, Tensor]:
     """Every statistic of features [..., batch, units] by name, with one batched decomposition.
 
-    Beyond `MAX_SAMPLES` samples, evenly spaced ones are used. `saturated_fraction` is left out
-    where the activation has no definition of saturation. `nonfinite_count` is the number of NaN
+    Beyond `MAX_SAMPLES` samples, evenly spread ones are used. `saturated_fraction` is left out
+    where the activation has no definition of saturation, `rarely_active_fraction` where its units
+    do not rest at 0. `nonfinite_count` is the number of NaN
     and infinite entries.
     """
     results, gram = elementwise_statistics(features, activation)
@@ -144,6 +179,7 @@ def elementwise_statistics(features: Tensor, activation: str) -> tuple[dict[str,
     So that a caller with many layers can decompose the Gram matrices [..., k, k] of all together.
     """
     has_saturation = activation_named(activation).saturated is not None
+    rests_at_zero = activation_named(activation).dead_at_zero
     features = select_samples(_checked(features, convert=False), dim=-2)
     *leading, batch, units = features.shape
     flat = features.reshape(-1, batch, units)
@@ -160,6 +196,8 @@ def elementwise_statistics(features: Tensor, activation: str) -> tuple[dict[str,
         }
         if has_saturation:
             values["saturated_fraction"] = saturated_fraction(chunk, activation)
+        if rests_at_zero:
+            values["rarely_active_fraction"] = rarely_active_fraction(chunk, activation)
         for name, value in values.items():
             parts.setdefault(name, []).append(value)
     joined = {name: torch.cat(values) for name, values in parts.items()}

@@ -102,7 +102,10 @@ def population_statistics(
     scaled_utilities: NamedTensors | None = None,
     directions: NamedTensors | None = None,
 ) -> StatisticsTable:
-    """Every statistic of every layer of every member, with one batched decomposition per size.
+    """Every statistic of every layer of every member, with one decomposition per size of matrix.
+
+    On a CPU members are measured one after the other: what a reduction or a product over several
+    of them rounds to depends on how many there are.
 
     Tensors are stacked, axis 0 the members, and are named as `agents.networks` names parameters:
     "actor.layer_1.weight" is a weight matrix [S, out, in], and everything that starts with
@@ -124,6 +127,45 @@ def population_statistics(
     Raises:
         ValueError: if the activation is unknown or shapes do not fit.
     """
+    sources = {
+        "initial": initial,
+        "previous": previous,
+        "gradients": gradients,
+        "utilities": utilities,
+        "scaled_utilities": scaled_utilities,
+        "directions": directions,
+    }
+    first = next(iter(parameters.values()))
+    width = 1 if first.device.type == "cpu" else len(first)
+
+    def measured(start: int) -> StatisticsTable:
+        span = slice(start, start + width)
+
+        def own(named: NamedTensors) -> NamedTensors:
+            return {name: tensor[span] for name, tensor in named.items()}
+
+        return _statistics(
+            {network: [layer[span] for layer in layers] for network, layers in features.items()},
+            activation,
+            own(parameters),
+            **{name: None if named is None else own(named) for name, named in sources.items()},
+        )
+
+    return StatisticsTable.concatenate([measured(s) for s in range(0, len(first), width)])
+
+
+def _statistics(
+    features: Mapping[str, Sequence[Tensor]],
+    activation: str,
+    parameters: NamedTensors,
+    initial: NamedTensors | None,
+    previous: NamedTensors | None,
+    gradients: NamedTensors | None,
+    utilities: NamedTensors | None,
+    scaled_utilities: NamedTensors | None,
+    directions: NamedTensors | None,
+) -> StatisticsTable:
+    """Those of some members, all together."""
     table: dict[tuple[str, str], dict[str, Tensor]] = {}
     matrices = _weight_matrices(parameters)
     grams: dict[tuple[str, str], Tensor] = {}

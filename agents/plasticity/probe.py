@@ -1,11 +1,13 @@
 """The trainability probe: can the networks still learn something new?
 
-Copies of the networks are trained for a fixed number of steps, by a fresh Adam, to fit the outputs
-of a randomly initialised network of the same shape on one batch. So are freshly initialised
-networks. The probe is the ratio of the two final errors: 1 is as good as new, and the larger it
-is, the more of the network's capacity to learn is lost.
+A copy of the network, its output layer drawn anew, is trained for a fixed number of steps, by a
+fresh Adam, to fit the outputs of a randomly initialised network of the same shape on one batch. So
+is a freshly initialised network with the same output layer. This is done for several targets and
+fresh networks at once, and the probe is the ratio of the two final errors, a geometric mean: 1 is
+as good as new, and the larger it is, the more of the network's capacity to learn is lost.
 
-Source: Lyle et al. (2022), "Understanding and preventing capacity loss in reinforcement learning".
+Source: Lyle et al. (2022), "Understanding and preventing capacity loss in reinforcement learning",
+who also fit new outputs on the features of the network.
 
 Random networks are drawn from generators of the probe's own, seeded by the member's seed, so that
 a training run draws the same numbers with the probe as without. They are orthogonal with gain √2,
@@ -31,12 +33,15 @@ PROBE_STREAM = 0x70726F6265  # "probe": no purpose of `agents.random_streams` ha
 DEFAULT_STEPS = 200
 DEFAULT_SAMPLES = 256
 DEFAULT_LEARNING_RATE = 1e-3
+TARGETS = 8
+"""Random targets, each fitted by a copy of the live network and by a fresh one."""
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 _NORMALISING = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 Layers = list[tuple[Tensor, Tensor]]
-"""Weights [S, out, in] and biases [S, out], from the first hidden layer to the output."""
+"""Weights [networks, out, in] and biases [networks, out], from the first hidden layer to the
+output."""
 
 
 def trainability(
@@ -51,11 +56,11 @@ def trainability(
     samples: int = DEFAULT_SAMPLES,
     learning_rate: float = DEFAULT_LEARNING_RATE,
 ) -> Tensor:
-    """Final error of each member's network over that of a fresh one: float64 [S].
+    """Final error of each member's network over that of fresh ones: float64 [S].
 
     The networks are multilayer perceptrons, stacked over S members, and are left as they are. A
-    member's result depends on its own network, observations and seed alone; one with non-finite
-    weights gets NaN.
+    member's result depends on its own network, observations and seed alone, to the bit: members
+    are probed one after the other. One with non-finite weights gets NaN.
 
     Args:
         weights: [S, out, in] of each layer.
@@ -66,7 +71,7 @@ def trainability(
         norms: weight and bias [S, units] of the layer normalisation that precedes each hidden
             layer's activation, if there is one.
         steps: Adam steps, each on the whole batch.
-        samples: at most so many evenly spaced observations are used.
+        samples: at most so many evenly spread observations are used.
         learning_rate: Adam's.
 
     Raises:
@@ -83,11 +88,38 @@ def trainability(
     inputs = select_samples(observations.detach(), 1, samples).to(weights[0].dtype)
     live = [(w.detach(), b.detach()) for w, b in zip(weights, biases, strict=True)]
     scales = [(w.detach(), b.detach()) for w, b in norms or ()]
-    new_scales = [(torch.ones_like(w), torch.zeros_like(b)) for w, b in scales]
-    generators = [_generator(seed) for seed in seeds]
-    target, fresh = (_random_layers(live, generators) for _ in range(2))
 
-    # Live and fresh networks train side by side, as the 2·S members of one stack.
+    def probe(member: int) -> Tensor:
+        own = slice(member, member + 1)
+        return _trainability(
+            [(w[own], b[own]) for w, b in live],
+            [(w[own], b[own]) for w, b in scales],
+            function,
+            inputs[own],
+            _generator(seeds[member]),
+            lambda parameters, errors: _fit(parameters, errors, steps, learning_rate),
+        )
+
+    return torch.stack([probe(member) for member in range(members)])
+
+
+def _trainability(
+    live: Layers,
+    scales: Layers,
+    function: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    generator: torch.Generator,
+    fit: Callable[[Sequence[Tensor], Callable[[], Tensor]], Tensor],
+) -> Tensor:
+    """The probe of one network, every tensor of which has a leading axis of length 1."""
+    live = [(w.expand(TARGETS, *w.shape[1:]), b.expand(TARGETS, -1)) for w, b in live]
+    scales = [(w.expand(TARGETS, -1), b.expand(TARGETS, -1)) for w, b in scales]
+    new_scales = [(torch.ones_like(w), torch.zeros_like(b)) for w, b in scales]
+    target, fresh = (_random_layers(live, generator) for _ in range(2))
+    live[-1] = fresh[-1]
+    inputs = inputs.expand(TARGETS, -1, -1)
+
+    # Live and fresh networks train side by side, as 2·TARGETS members of one stack.
     both = [_trainable(a, b) for a, b in zip(live + scales, fresh + new_scales, strict=True)]
     depth = len(live)
     with torch.no_grad():
@@ -98,8 +130,7 @@ def trainability(
         outputs = _forward(both[:depth], both[depth:], function, inputs)
         return (outputs - targets).square().mean((1, 2))
 
-    final = _fit([p for layer in both for p in layer], errors, steps, learning_rate)
-    return _error_ratio(final[:members], final[members:])
+    return _error_ratio(fit([p for layer in both for p in layer], errors))
 
 
 def module_trainability(
@@ -114,7 +145,8 @@ def module_trainability(
     """The same for any module of linear, convolutional and normalisation layers.
 
     Copies of the module are trained, in evaluation mode; the module itself, its gradients and
-    PyTorch's random state are left as they are.
+    PyTorch's random state are left as they are. The layer that is drawn anew for every target is
+    the last linear or convolutional one in the order of `modules()`.
 
     Args:
         module: maps observations [batch, …] to one tensor.
@@ -128,22 +160,34 @@ def module_trainability(
     """
     inputs = select_samples(observations.detach(), 0, samples)
     generator = _generator(seed)
-    live = copy.deepcopy(module).eval().requires_grad_(True)
-    target, fresh = (_redrawn(live, generator) for _ in range(2))
+    original = copy.deepcopy(module).eval().requires_grad_(True)
+    if not _weighted(original):
+        raise ValueError(
+            f"The probe cannot draw a fresh {type(module).__name__}: it has no linear or "
+            "convolutional layer."
+        )
+    # In the order in which `trainability` draws them.
+    drawn = [[_redrawn(original, generator) for _ in range(TARGETS)] for _ in range(2)]
+    targets_of, fresh = drawn
+    live = [copy.deepcopy(original) for _ in range(TARGETS)]
+    for ours, theirs in zip(live, fresh, strict=True):
+        _weighted(ours)[-1].load_state_dict(_weighted(theirs)[-1].state_dict())
     with torch.no_grad():
-        targets = target(inputs)
-    if not isinstance(targets, Tensor):
+        targets = [network(inputs) for network in targets_of]
+    if not isinstance(targets[0], Tensor):
         raise TypeError(
             f"The probe needs a module that returns one tensor, but {type(module).__name__} "
-            f"returned {type(targets).__name__}; probe the part that returns one."
+            f"returned {type(targets[0]).__name__}; probe the part that returns one."
         )
 
     def errors() -> Tensor:
-        return torch.stack([(net(inputs) - targets).square().mean() for net in (live, fresh)])
+        pairs = zip(live + fresh, targets * 2, strict=True)
+        return torch.stack(
+            [(network(inputs) - target).square().mean() for network, target in pairs]
+        )
 
-    parameters = [*live.parameters(), *fresh.parameters()]
-    final = _fit(parameters, errors, steps, learning_rate)
-    return float(_error_ratio(final[:1], final[1:]))
+    parameters = [p for network in live + fresh for p in network.parameters()]
+    return float(_error_ratio(_fit(parameters, errors, steps, learning_rate)))
 
 
 def _fit(
@@ -160,9 +204,11 @@ def _fit(
         return errors().double()
 
 
-def _error_ratio(live: Tensor, fresh: Tensor) -> Tensor:
-    ratio = live / fresh.clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.where(live.isfinite() & fresh.isfinite(), ratio, torch.nan)
+def _error_ratio(errors: Tensor) -> Tensor:
+    """Geometric mean of the first half, those of live networks, over that of the second."""
+    live, fresh = errors.clamp(min=torch.finfo(torch.float64).tiny).log().chunk(2)
+    ratio = (live.mean() - fresh.mean()).exp()
+    return torch.where(errors.isfinite().all(), ratio, torch.nan)
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -170,13 +216,21 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _random_layers(layers: Layers, generators: list[torch.Generator]) -> Layers:
-    random: Layers = []
-    for depth, (weight, bias) in enumerate(layers):
-        gain = 1.0 if depth == len(layers) - 1 else math.sqrt(2)
-        draws = [_orthogonal(weight[0].shape, gain, generator) for generator in generators]
-        random.append((torch.stack(draws).to(weight), torch.zeros_like(bias)))
-    return random
+def _random_layers(layers: Layers, generator: torch.Generator) -> Layers:
+    """Networks of the shape of `layers`, one after the other from one generator."""
+    networks = [
+        [
+            _orthogonal(weight.shape[1:], 1.0 if layer is layers[-1] else math.sqrt(2), generator)
+            for layer in layers
+            for weight in layer[:1]
+        ]
+        for _ in range(len(layers[0][0]))
+    ]
+    stacked = [torch.stack(draws) for draws in zip(*networks, strict=True)]
+    return [
+        (draws.to(weight), torch.zeros_like(bias))
+        for draws, (weight, bias) in zip(stacked, layers, strict=True)
+    ]
 
 
 def _orthogonal(shape: torch.Size, gain: float, generator: torch.Generator) -> Tensor:
@@ -207,10 +261,10 @@ def _forward(
 def _redrawn(module: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy with fresh parameters."""
     redrawn = copy.deepcopy(module)
-    weighted = [part for part in redrawn.modules() if isinstance(part, _WEIGHTED)]
+    output = _weighted(redrawn)[-1]
     for part in redrawn.modules():
         if isinstance(part, _WEIGHTED):
-            gain = 1.0 if part is weighted[-1] else math.sqrt(2)
+            gain = 1.0 if part is output else math.sqrt(2)
             part.weight.data.copy_(_orthogonal(part.weight.shape, gain, generator))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
@@ -222,3 +276,7 @@ def _redrawn(module: nn.Module, generator: torch.Generator) -> nn.Module:
                 "convolutional and normalisation layers, so probe the part made of those."
             )
     return redrawn
+
+
+def _weighted(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, _WEIGHTED)]

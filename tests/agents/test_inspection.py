@@ -6,6 +6,7 @@ import torch
 from test_laws import assert_equal
 
 from agents.config import TrainConfig
+from agents.plasticity import feature_statistics
 from agents.population import Population, make_learner
 
 SMALL = {
@@ -42,21 +43,40 @@ def test_measuring_everything_changes_nothing_in_the_training(opt):
     assert_equal(*states)
 
 
-@pytest.mark.parametrize("opt", ["adam", "upgd"])
-def test_a_members_statistics_do_not_depend_on_how_many_there_are(opt):
-    changes = {"opt": opt, **ON}
-    together = Population(config(seeds=8, **changes)).advance().inspection
-    threaded = Population(config(seeds=8, threads=2, **changes)).advance().inspection
-    assert together.table.keys == threaded.table.keys
-    np.testing.assert_allclose(threaded.table.values, together.table.values, rtol=1e-6)
-    for member in (0, 5):
+@pytest.mark.parametrize("opt", ["adam", "upgd", "upgd_local"])
+def test_a_members_statistics_do_not_depend_on_how_many_there_are(opt, computed_by):
+    """Bit for bit, the probe's too, in whatever threads the members are."""
+    changes = {"opt": opt, "hidden_sizes": (64, 5), **WITH_PROBE}
+    together = Population(config(seeds=3, **changes)).advance().inspection
+    threaded = Population(config(seeds=3, threads=2, **changes)).advance().inspection
+    assert threaded.table.keys == together.table.keys
+    np.testing.assert_array_equal(threaded.table.values, together.table.values)
+    for member in (0, 2):
         alone = Population(config(seeds=1, seed=1 + member, **changes)).advance().inspection
         assert alone.table.keys == together.table.keys
-        np.testing.assert_allclose(
-            alone.table.values[0], together.table.values[member], rtol=1e-6, atol=1e-12
-        )
+        np.testing.assert_array_equal(alone.table.values[0], together.table.values[member])
         for name, bins in alone.histograms.items():
             np.testing.assert_array_equal(bins[0], together.histograms[name][member])
+
+
+@pytest.mark.parametrize("environments", [3, 8])
+def test_the_samples_of_every_environment_of_a_seed_are_measured(environments):
+    """Features of the whole rollout, against those of the samples that were chosen."""
+    learner = make_learner(
+        config(envs_per_seed=environments, rollout_steps=1024, epochs=1, **ON), [3]
+    )
+    found = values_of(learner.advance().inspection.table)
+    samples = learner.rollout.samples("observations", "cpu")
+    whole = feature_statistics(learner.networks.actor.hidden_activations(samples)[0], "tanh")
+    norm = found["actor", "layer_1", "feature_norm"]
+    by_environment = [
+        feature_statistics(
+            learner.networks.actor.hidden_activations(samples[:, n::environments])[0], "tanh"
+        )["feature_norm"].item()
+        for n in range(environments)
+    ]
+    spread = max(by_environment) - min(by_environment)
+    assert norm == pytest.approx(whole["feature_norm"].item(), abs=0.3 * spread)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import agents.ppo
 from agents import compiled
 from agents.config import TrainConfig
 from agents.networks import ActorCritic
@@ -208,6 +209,26 @@ def test_the_learning_rate_falls_linearly_to_zero_or_stays():
     np.testing.assert_allclose(rates[False], [1e-3] * 4)
 
 
+def test_approx_kl_is_given_as_stable_baselines3_logs_it_and_as_the_mean_of_all_epochs(monkeypatch):
+    """SB3 (ppo.py, train) empties its list of divergences at the start of each epoch."""
+    learner = make_learner(config(epochs=4, learning_rate=3e-3), [1, 2])
+    divergences = []
+    original = agents.ppo.compute_gradient
+
+    def noting(*arguments):
+        terms = original(*arguments)
+        log_ratio = terms.log_ratios.double()
+        divergences.append(((log_ratio.exp() - 1) - log_ratio).mean(1).numpy())
+        return terms
+
+    monkeypatch.setattr(agents.ppo, "compute_gradient", noting)
+    scalars = learner.advance().scalars
+    by_epoch = np.reshape(divergences, (4, -1, 2))
+    np.testing.assert_allclose(scalars["approx_kl_last_epoch"], by_epoch[-1].mean(0), rtol=1e-3)
+    np.testing.assert_allclose(scalars["approx_kl"], by_epoch.mean((0, 1)), rtol=1e-3)
+    assert (scalars["approx_kl_last_epoch"] > 1.2 * scalars["approx_kl"]).all()
+
+
 def test_a_time_limit_is_bootstrapped_only_when_asked():
     rewards = {}
     for bootstrap in (False, True):
@@ -293,3 +314,17 @@ def test_an_update_leaves_no_denormal_moments_and_the_rest_of_the_process_keeps_
     assert not dead.any()
     assert torch.tensor(1e-40) * 0.5 > 0
     assert np.float64(1e-310) * 0.5 > 0
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_denormals_are_flushed_in_an_update_and_afterwards_as_the_caller_had_it(before):
+    def are_flushed():
+        return (torch.tensor([2e-38]) * 0.1).item() == 0
+
+    torch.set_flush_denormal(before)
+    try:
+        with agents.ppo.flushed_denormals():
+            assert are_flushed()
+        assert are_flushed() == before
+    finally:
+        torch.set_flush_denormal(False)

@@ -41,7 +41,9 @@ def by_definition(h, activation):
         "sigmoid": (h < 0.01) | (h > 0.99),
         "relu": h == 0,
     }[activation]
+    rarely = {"rarely_active_fraction": ((h > 0).mean(0) < 0.01).mean()}
     return {
+        **(rarely if activation == "relu" else {}),
         "dormant_fraction": (score <= 0.025).mean(),
         "dead_fraction": dead.mean(),
         "saturated_fraction": saturated.mean(),
@@ -69,13 +71,16 @@ def test_every_statistic_equals_its_definition(activation, shape):
         )
 
 
+OF_THE_ACTIVATION = ("dead_fraction", "rarely_active_fraction", "saturated_fraction")
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_each_function_gives_what_the_whole_set_gives(activation):
     h = layer(activation, (2, 3, 50, 7))
     for name, expected in statistics.feature_statistics(h, activation).items():
         if name == "nonfinite_count":
             continue
-        arguments = (activation,) if name in ("dead_fraction", "saturated_fraction") else ()
+        arguments = (activation,) if name in OF_THE_ACTIVATION else ()
         measured = getattr(statistics, name)(h, *arguments)
         assert measured.shape == (2, 3)
         assert torch.equal(measured, expected), name
@@ -187,12 +192,40 @@ def test_features_of_the_wrong_kind_are_refused(features):
 
 def test_more_than_1024_samples_are_thinned_evenly():
     h = layer("tanh", (2, 4096, 5))
-    thinned = statistics.feature_statistics(h[:, ::4], "tanh")
+    thinned = statistics.feature_statistics(statistics.select_samples(h, 1), "tanh")
     for name, values in statistics.feature_statistics(h, "tanh").items():
         assert torch.equal(values, thinned[name]), name
-    assert statistics.select_samples(torch.arange(1500)).tolist() == [
-        i * 1500 // 1024 for i in range(1024)
-    ]
+    for available in (1025, 1500, 4096):
+        chosen = statistics.select_samples(torch.arange(available))
+        # One of each of 1024 equal stretches.
+        assert (chosen * 1024 // available - torch.arange(1024)).abs().max() <= 1
+        assert len(chosen.unique()) == 1024
+
+
+@pytest.mark.parametrize(
+    ("steps", "environments"), [*((2048, n) for n in (1, 2, 3, 4, 8)), (512, 8)]
+)
+def test_thinned_samples_are_of_every_environment_and_time(steps, environments):
+    """Samples of several environments alternate, and a stride could be in step with them."""
+    environment = torch.arange(environments).repeat(steps)
+    time = torch.arange(steps).repeat_interleave(environments)
+    counts = statistics.select_samples(environment).bincount(minlength=environments)
+    assert counts.min() >= 0.8 * 1024 / environments
+    quarters = (statistics.select_samples(time) * 4 // steps).bincount(minlength=4)
+    assert quarters.tolist() == [256] * 4
+
+
+def test_a_unit_that_is_seldom_active_is_not_dead_but_rarely_active():
+    h = torch.rand(1000, 4) + 0.1
+    h[:, 0] = 0
+    h[:, 1] *= torch.arange(1000) < 9
+    h[:, 2] *= torch.arange(1000) < 10
+    measured = statistics.feature_statistics(h, "relu")
+    assert measured["dead_fraction"].item() == 0.25
+    assert measured["rarely_active_fraction"].item() == 0.5
+    assert "rarely_active_fraction" not in statistics.feature_statistics(h, "tanh")
+    with pytest.raises(ValueError, match="not defined for 'tanh'"):
+        statistics.rarely_active_fraction(h, "tanh")
 
 
 # Degenerate layers
@@ -200,7 +233,8 @@ def test_more_than_1024_samples_are_thinned_evenly():
 
 def test_an_all_zero_layer_has_no_rank_and_is_wholly_dormant():
     measured = statistics.feature_statistics(torch.zeros(2, 30, 4), "relu")
-    expected = {"dormant_fraction": 1, "dead_fraction": 1, "saturated_fraction": 1}
+    shares = ("dormant", "dead", "saturated", "rarely_active")
+    expected = {f"{share}_fraction": 1 for share in shares}
     for name, values in measured.items():
         assert values.tolist() == [expected.get(name, 0)] * 2, name
 

@@ -46,7 +46,7 @@ def test_a_fresh_network_scores_about_one():
     weights, biases = networks(8)
     scores = trainability(weights, biases, "tanh", draw(8, 128, 4), range(8), steps=100)
     assert scores.dtype == torch.float64
-    assert 0.5 < scores.median() < 2
+    assert ((scores > 0.7) & (scores < 1.4)).all()
 
 
 def test_a_network_that_cannot_learn_scores_far_worse():
@@ -72,7 +72,7 @@ def test_members_do_not_know_of_each_other():
             [seed],
             steps=30,
         )
-        assert alone.item() == pytest.approx(together[k].item(), rel=1e-6)
+        assert alone.item() == together[k].item()
 
 
 def test_a_sick_member_is_nan_and_the_others_are_untouched():
@@ -120,9 +120,14 @@ def test_no_step_leaves_the_ratio_of_the_first_errors():
             h = torch.tanh(h @ weight.T)
         return h @ layers[-1].T
 
-    target, fresh = outputs(draw_network()), outputs(draw_network())
-    live = outputs([w[0] for w in weights])
-    expected = (live - target).square().mean() / (fresh - target).square().mean()
+    targets = [draw_network() for _ in range(8)]
+    logarithms = []
+    for target, fresh in zip(targets, [draw_network() for _ in range(8)], strict=True):
+        # The live network gets the output layer of the fresh one.
+        live = [*(w[0] for w in weights[:-1]), fresh[-1]]
+        errors = [(outputs(n) - outputs(target)).square().mean() for n in (live, fresh)]
+        logarithms.append((errors[0] / errors[1]).log())
+    expected = torch.stack(logarithms).mean().exp()
     assert score.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
