@@ -161,17 +161,13 @@ def module_trainability(
     inputs = select_samples(observations.detach(), 0, samples)
     generator = _generator(seed)
     original = copy.deepcopy(module).eval().requires_grad_(True)
-    if not _weighted(original):
-        raise ValueError(
-            f"The probe cannot draw a fresh {type(module).__name__}: it has no linear or "
-            "convolutional layer."
-        )
     # In the order in which `trainability` draws them.
     drawn = [[_redrawn(original, generator) for _ in range(TARGETS)] for _ in range(2)]
     targets_of, fresh = drawn
     live = [copy.deepcopy(original) for _ in range(TARGETS)]
     for ours, theirs in zip(live, fresh, strict=True):
-        _weighted(ours)[-1].load_state_dict(_weighted(theirs)[-1].state_dict())
+        if _weighted(ours):
+            _weighted(ours)[-1].load_state_dict(_weighted(theirs)[-1].state_dict())
     with torch.no_grad():
         targets = [network(inputs) for network in targets_of]
     if not isinstance(targets[0], Tensor):
@@ -261,10 +257,10 @@ def _forward(
 def _redrawn(module: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy with fresh parameters."""
     redrawn = copy.deepcopy(module)
-    output = _weighted(redrawn)[-1]
+    output = _weighted(redrawn)[-1:]
     for part in redrawn.modules():
         if isinstance(part, _WEIGHTED):
-            gain = 1.0 if part is output else math.sqrt(2)
+            gain = 1.0 if part in output else math.sqrt(2)
             part.weight.data.copy_(_orthogonal(part.weight.shape, gain, generator))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -12,6 +12,7 @@ import torch
 import train
 from agents import compiled, kernels
 from agents.config import TrainConfig
+from agents.optimizers import AdaptiveUPGD
 from agents.population import Population
 
 ROOT = Path(__file__).parent.parent.parent
@@ -161,3 +162,37 @@ def test_a_gradient_that_is_not_finite_stays_with_its_member():
     alone.advance()
     assert [member for member, _ in report.halted] == [0]
     torch.testing.assert_close(data[1], alone.learner.networks.parameters.data[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("beta", [0.999, 0.99999])
+def test_a_long_memory_is_averaged_as_exactly_as_without_the_kernels(beta, computed_by):
+    """1 − β is not what single precision makes of 1 minus the rounded β."""
+    weights = torch.nn.Parameter(torch.full((1, 64), 0.5))
+    optimizer = AdaptiveUPGD(
+        [weights],
+        betas=(beta, beta),
+        beta_utility=beta,
+        members=True,
+        generator=[torch.Generator()],
+    )
+    weights.grad = torch.ones_like(weights)
+    optimizer.step()
+    state = optimizer.state[weights]
+    assert state["exp_avg"].mean().item() == pytest.approx(1 - beta, rel=1e-6)
+    assert state["exp_avg_sq"].mean().item() == pytest.approx(1 - beta, rel=1e-6)
+    assert state["utility"].mean().item() == pytest.approx(-0.5 * (1 - beta), rel=1e-6)
+
+
+@pytest.mark.parametrize("part", ["_trace_utility", "_gate", "_direction", "_move"])
+def test_a_subclass_that_replaces_a_part_of_the_step_is_asked_for_it(part, computed_by):
+    calls = []
+
+    def replaced(self, *arguments):
+        calls.append(part)
+        return getattr(AdaptiveUPGD, part)(self, *arguments)
+
+    variant = type("Variant", (AdaptiveUPGD,), {part: replaced})
+    weights = torch.nn.Parameter(torch.ones(1, 64))
+    weights.grad = torch.ones_like(weights)
+    variant([weights], members=True, generator=[torch.Generator()]).step()
+    assert calls == [part]

@@ -52,7 +52,7 @@ def test_the_default_limits_are_the_documented_ones():
         f"above {tanh.saturated_fraction} (tanh, sigmoid) or {relu.saturated_fraction} (ReLU)",
         f"| `update_ratio` | above {tanh.update_ratio}, in hidden layers",
         f"below {tanh.policy_std_below} or above {tanh.policy_std_above:.0f} |",
-        f"| approximate KL of an iteration | above {tanh.approximate_kl} |",
+        f"(`train/approx_kl_mean`) | above {tanh.approximate_kl} |",
         f"by {tanh.margin:.0%}".replace("%", " %"),
     ):
         assert row in PAGE, row
