@@ -128,6 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
         f"Training {config.run.seeds} seed(s) of {config.run.opt} on {config.run.env} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
+    obstacle = runner.agent.learner.networks.why_no_kernels
+    if obstacle:
+        print(f"Compiled kernels: not used: {obstacle}.")
     if not runner.agent.exact_state:
         print(
             f"{config.run.env} cannot save its state exactly: if this run is interrupted and"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import envs
+from agents import observation
 from agents.config import TrainConfig
 from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
@@ -24,7 +25,7 @@ from agents.ppo import PPO
 from agents.random_streams import RandomStreams, environment_seeds
 from agents.report import IterationReport
 from agents.workers import BlockProcess
-from envs.normalization import NormalizeObservation, NormalizeReward
+from envs.normalization import FixedNormalizeObservation, NormalizeReward
 
 LOOKAHEAD = 1
 """Iterations that a block may be further than the first one: none waits for another at the end of
@@ -128,8 +129,10 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         env_kwargs=config.run.env_kwargs,
         task_infos=False,
     )
-    if spec.normalize_observations:
-        env = NormalizeObservation(env, num_members=len(seeds))
+    env = observation.normalize(env, config, len(seeds))
+    if isinstance(env, FixedNormalizeObservation):
+        env.load_state_dict(observation.random_statistics(config, seeds, threads))
+    env = observation.append_time(env, config)
     if spec.normalize_rewards:
         env = NormalizeReward(env, num_members=len(seeds), gamma=config.ppo.gamma)
     networks = ActorCritic(
@@ -140,6 +143,8 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         config.ppo.activation,
         config.ppo.layer_norm,
         device=config.run.device,
+        initialization=config.ppo.initialization,
+        state_dependent_std=config.ppo.state_dependent_std,
     )
     streams = RandomStreams.from_seeds(seeds, config.run.device)
     optimizer = PopulationOptimizer(
@@ -159,6 +164,7 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         streams,
         config.num_iterations,
         Inspector(config.plasticity, seeds),
+        spec.clip_actions,
     )
 
 
