@@ -224,7 +224,11 @@ class BlockOptimizer(torch.optim.Optimizer):
         together: dict[tuple[Any, ...], tuple[Group, list[Tensor]]] = {}
         for index, (group, p) in enumerate(active):
             columns = p.numel() // (p.shape[0] if self.members else 1)
-            alone = self._may_stand_alone and columns >= SMALL and works_in_place(p, self.members)
+            # A population's tensors are views of a longer row, contiguous only where there is one
+            # member: those of a group stay together, so that noise is drawn in the same order.
+            alone = not self.members or sum(other is group for other, _ in active) == 1
+            alone &= self._may_stand_alone and columns >= SMALL
+            alone &= works_in_place(p, self.members)
             step = self.state[p].get("step", 0)
             key = (index,) if alone else (id(group), p.dtype, p.device, step)
             together.setdefault(key, (group, []))[1].append(p)

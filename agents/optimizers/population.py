@@ -43,8 +43,8 @@ class PopulationOptimizer:
         learning_rate: step size.
         generators: one per member, for optimizers that draw noise.
         hyper_parameters: of the optimizer, over the registered defaults.
-        one_per_member: make one instance per member in any case, so that `step` can leave some
-            members out.
+        one_per_member: make one instance per member in any case, a population of one, so that
+            `step` can leave some members out. It moves them by the same bits.
 
     Raises:
         ValueError: if the optimizer or one of its hyper-parameters is unknown or out of range.
@@ -63,34 +63,35 @@ class PopulationOptimizer:
         hyper_parameters = spec.resolve(hyper_parameters)
         self.parameters = parameters
         self.num_members = len(parameters.data)
-        self.layout = "member" if one_per_member else spec.layout
+        self.layout = spec.layout_for(hyper_parameters)
+        self.one_per_member = one_per_member or self.layout == "member"
+        spans = [slice(0, self.num_members)]
+        if self.one_per_member:
+            spans = [slice(member, member + 1) for member in range(self.num_members)]
+        self._tensors = [self._parameters_of(span) for span in spans]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        for span, tensors in zip(spans, self._tensors, strict=True):
+            if self.layout == "member":
+                [generator] = generators[span]
+                optimizer = spec.build_one(tensors, learning_rate, generator, **hyper_parameters)
+            else:
+                groups: list[Any] = [{"params": tensors}]
+                if self.layout == "stacked":
+                    groups = _by_network(parameters.views, tensors)
+                own = generators[span]
+                optimizer = spec.build(groups, learning_rate, own, **hyper_parameters)
+            self.optimizers.append(optimizer)
+
+    def _parameters_of(self, span: slice) -> list[torch.nn.Parameter]:
+        """What an optimizer of these members steps."""
+        parameters = self.parameters
         if self.layout == "flat":
-            self._tensors = [[_parameter(parameters.data, parameters.gradient)]]
-        elif self.layout == "stacked":
-            self._tensors = [
-                [
-                    _parameter(view, parameters.gradient_views[key])
-                    for key, view in parameters.views.items()
-                ]
-            ]
-        else:
-            self._tensors = [
-                [
-                    _parameter(view[member], parameters.gradient_views[key][member])
-                    for key, view in parameters.views.items()
-                ]
-                for member in range(self.num_members)
-            ]
-        if self.layout == "member":
-            self.optimizers = [
-                spec.build_one(tensors, learning_rate, generator, **hyper_parameters)
-                for tensors, generator in zip(self._tensors, generators, strict=True)
-            ]
-        else:
-            groups: list[Any] = [{"params": self._tensors[0]}]
-            if self.layout == "stacked":
-                groups = _by_network(parameters.views, self._tensors[0])
-            self.optimizers = [spec.build(groups, learning_rate, generators, **hyper_parameters)]
+            return [_parameter(parameters.data[span], parameters.gradient[span])]
+        place: slice | int = span if self.layout == "stacked" else span.start
+        return [
+            _parameter(view[place], parameters.gradient_views[key][place])
+            for key, view in parameters.views.items()
+        ]
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the step size of every member."""
@@ -107,7 +108,7 @@ class PopulationOptimizer:
         if active is None:
             for optimizer in self.optimizers:
                 optimizer.step()
-        elif self.layout == "member":
+        elif self.one_per_member:
             for member in np.flatnonzero(active):
                 self.optimizers[member].step()
         else:
@@ -124,29 +125,39 @@ class PopulationOptimizer:
             for optimizer, tensors in zip(self.optimizers, self._tensors, strict=True)
         ]
         kinds = [kind for kind in members[0] if all(kind in member for member in members)]
+        join = torch.stack if self.layout == "member" else torch.cat
+        tensors = {
+            kind: [join(parts) for parts in zip(*(own[kind] for own in members), strict=True)]
+            for kind in kinds
+        }
         if self.layout == "flat":
-            return {kind: self.parameters.named_views(members[0][kind][0]) for kind in kinds}
-        tensors = {kind: members[0][kind] for kind in kinds}
-        if self.layout == "member":
-            tensors = {
-                kind: [
-                    torch.stack(parts) for parts in zip(*(m[kind] for m in members), strict=True)
-                ]
-                for kind in kinds
-            }
+            return {kind: self.parameters.named_views(flat) for kind, [flat] in tensors.items()}
         names = list(self.parameters.views)
         return {kind: dict(zip(names, tensors[kind], strict=True)) for kind in kinds}
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's memory: tensors with the member axis first, or a list over members."""
         states = [_copy(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
-        if self.layout == "member":
+        if self.one_per_member:
             return {"members": states}
         return {"stacked": _spread(states[0], self.num_members)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `state_dict` gave."""
-        states = state["members"] if self.layout == "member" else [_gather(state["stacked"])]
+        """Continue from a state that `state_dict` gave.
+
+        Raises:
+            ValueError: if the state is that of optimizers made otherwise.
+        """
+        kind = "members" if self.one_per_member else "stacked"
+        places = set(range(len(self._tensors[0])))
+        states = state.get(kind)
+        if states is not None and not self.one_per_member:
+            states = [_gather(states)]
+        if states is None or not all(own.keys() <= places for own in states):
+            raise ValueError(
+                "The saved memory of the optimizer is laid out otherwise than this one's: a run"
+                " continues only with the --target-kl, or none, and the version that it began with."
+            )
         for optimizer, own in zip(self.optimizers, states, strict=True):
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": own, "param_groups": groups})

@@ -33,7 +33,8 @@ class OptimizerSpec:
         optimizer_class: a `torch.optim.Optimizer` class.
         defaults: hyper-parameters that differ from the constructor's own.
         layout: "flat": one tensor [S, D] (elementwise, or reductions per row); "stacked": a list of
-            tensors [S, …]; "member": the same list, handled by one instance per member.
+            tensors [S, …]; "member": the same list, handled by one instance per member. What the
+            hyper-parameters make of it, `layout_for` says.
         draws_noise: the constructor takes `members=True` and one generator per member.
     """
 
@@ -80,6 +81,17 @@ class OptimizerSpec:
             self._try(resolved, "cannot be built")
         return resolved
 
+    def layout_for(self, hyper_parameters: dict[str, Any]) -> Layout:
+        """How the parameters must be given with these settings, as `resolve` returned them.
+
+        With scope "local" norms are taken over a tensor's last dimension, so the tensors must stay
+        apart.
+        """
+        settings = {**self.hyperparameters, **hyper_parameters}
+        if self.layout == "flat" and settings.get("scope") == "local":
+            return "stacked"
+        return self.layout
+
     def _try(self, kwargs: dict[str, Any], complaint: str) -> None:
         if kwargs.get("order") == "second":
             raise ValueError(
@@ -101,8 +113,8 @@ class OptimizerSpec:
         """One optimizer for the parameters of a population.
 
         Args:
-            parameters: one tensor [S, D] for layout "flat", tensors [S, …] or parameter groups of
-                them for "stacked".
+            parameters: what `layout_for` asks for: one tensor [S, D] for "flat", tensors [S, …] or
+                parameter groups of them for "stacked".
             lr: learning rate.
             generators: one per member.
             kwargs: what `resolve` returned.
@@ -143,17 +155,16 @@ _SPECS = [
     OptimizerSpec("shrink_and_perturb", ShrinkAndPerturb, draws_noise=True),
     OptimizerSpec("upgd", AdaptiveUPGD, draws_noise=True),
     OptimizerSpec("upgd_nonprotecting", AdaptiveUPGD, _NONPROTECTING, draws_noise=True),
-    OptimizerSpec("upgd_local", AdaptiveUPGD, _LOCAL, "stacked", draws_noise=True),
+    OptimizerSpec("upgd_local", AdaptiveUPGD, _LOCAL, draws_noise=True),
     OptimizerSpec("upgd_first_order_global", UPGD, draws_noise=True),
     OptimizerSpec(
         "upgd_first_order_global_nonprotecting", UPGD, {"protecting": False}, draws_noise=True
     ),
-    OptimizerSpec("upgd_first_order_local", UPGD, _LOCAL, "stacked", draws_noise=True),
+    OptimizerSpec("upgd_first_order_local", UPGD, _LOCAL, draws_noise=True),
     OptimizerSpec(
         "upgd_first_order_local_nonprotecting",
         UPGD,
         {**_LOCAL, "protecting": False},
-        "stacked",
         draws_noise=True,
     ),
     OptimizerSpec("upgd_published_snippet", UPGD, {"step_scale": 2.0}, draws_noise=True),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents.config import TrainConfig
+from agents.optimizers import names
 from agents.population import Population, make_learner
 
 pytestmark = pytest.mark.usefixtures("computed_by")
@@ -95,6 +96,24 @@ def test_a_member_is_independent_under_every_setting(changes):
     assert_equal(member_of(together, 1, 3), alone)
     for name, values in own.scalars.items():
         np.testing.assert_array_equal(report.scalars[name][1:2], values)
+
+
+@pytest.mark.parametrize("opt", ["upgd_local", "feature_upgd"])
+def test_a_member_is_independent_where_layers_are_large(opt):
+    changes = dict(opt=opt, hidden_sizes=(129, 128), epochs=1, target_kl=None)
+    together, _ = advanced(Population(config(seeds=3, **changes)), 1)
+    alone, _ = advanced(Population(config(seeds=1, seed=2, **changes)), 1)
+    assert_equal(member_of(together, 1, 3), alone)
+
+
+@pytest.mark.parametrize("opt", [*names(), "torch.optim.NAdam"])
+def test_a_threshold_that_is_never_reached_changes_nothing(opt):
+    states = [
+        advanced(Population(config(opt=opt, seeds=3, target_kl=target_kl, **ODD)), 2)[0]
+        for target_kl in (None, 1e9)
+    ]
+    ours, theirs = [{**state, "optimizer": None} for state in states]
+    assert_equal(ours, theirs)
 
 
 def test_the_number_of_threads_changes_nothing():

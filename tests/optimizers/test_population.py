@@ -1,10 +1,13 @@
 """Law 1: a member does not know how many others there are, bit for bit."""
 
+import numpy as np
 import pytest
 import torch
 from variants import VARIANTS
 
+from agents.networks import ActorCritic
 from agents.optimizers import AdaptiveUPGD, blocks, get, names
+from agents.optimizers.population import PopulationOptimizer
 
 MEMBERS = 8
 LAYOUTS = {
@@ -58,7 +61,8 @@ def test_a_member_of_eight_equals_the_same_member_alone(variant, layout):
 @pytest.mark.parametrize("name", names())
 def test_law_holds_for_every_registered_name_in_its_layout(name):
     spec = get(name)
-    shapes = LAYOUTS["flat_whole_vectors" if spec.layout == "flat" else "network"]
+    is_flat = spec.layout_for(spec.resolve({})) == "flat"
+    shapes = LAYOUTS["flat_whole_vectors" if is_flat else "network"]
     assert_members_alone_equal(
         lambda parameters, generators: spec.build(parameters, 0.1, generators, **spec.resolve({})),
         shapes,
@@ -135,3 +139,70 @@ def test_members_need_one_generator_each_and_one_common_axis():
         AdaptiveUPGD([p], generator=[torch.Generator()] * 3)
     with pytest.raises(ValueError, match=r"shapes \(3, 4\) and \(2,\)"):
         AdaptiveUPGD([p, torch.zeros(2)], members=True, sigma=0.0)
+
+
+def stepped(opt, one_per_member=False, sizes=(5, 2), **settings):
+    """Actors and critics of three members, and their optimizer after some steps."""
+    networks = ActorCritic([1, 2, 3], *sizes, hidden_sizes=(7, 4))
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    optimizer = PopulationOptimizer(
+        opt, networks.parameters, 0.1, generators, settings, one_per_member=one_per_member
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        networks.parameters.gradient.normal_(generator=generator)
+        optimizer.step()
+    return networks.parameters, optimizer
+
+
+SCOPED = [name for name in names() if "scope" in get(name).hyperparameters]
+
+
+@pytest.mark.parametrize("one_per_member", [False, True])
+@pytest.mark.parametrize("opt", [name for name in SCOPED if name != "feature_upgd"])
+def test_a_local_scope_is_each_tensors_last_dimension_whoever_asked_for_it(opt, one_per_member):
+    _, optimizer = stepped(opt, one_per_member, scope="local")
+    memory = optimizer.describe()
+    for name, scaled in memory["scaled_utilities"].items():
+        utility = memory["utilities"][name].double().numpy()
+        norm = np.linalg.norm(utility, axis=-1, keepdims=True)
+        expected = 1 / (1 + np.exp(-utility / norm))
+        np.testing.assert_allclose(scaled.numpy(), expected, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("settings", "name"), [("local", "upgd_local"), ("global", "upgd")])
+@pytest.mark.parametrize("opt", ["upgd", "upgd_local"])
+def test_a_name_is_no_more_than_its_settings(opt, settings, name):
+    ours, _ = stepped(opt, scope=settings)
+    theirs, _ = stepped(name)
+    assert torch.equal(ours.data, theirs.data)
+
+
+@pytest.mark.parametrize("opt", names())
+def test_an_optimizer_for_each_member_moves_them_by_the_same_bits(opt):
+    # As many actions as observations: the actor's output fits the critic's input.
+    together, _ = stepped(opt, sizes=(3, 3))
+    apart, optimizer = stepped(opt, one_per_member=True, sizes=(3, 3))
+    assert len(optimizer.optimizers) == 3
+    assert torch.equal(together.data, apart.data)
+
+
+@pytest.mark.parametrize("opt", ["adam", "upgd", "upgd_local", "torch.optim.NAdam"])
+def test_members_that_are_left_out_neither_move_nor_age(opt):
+    parameters, optimizer = stepped(opt, one_per_member=True)
+    before = parameters.data.clone()
+    memory = optimizer.state_dict()["members"][1]
+    optimizer.step(np.array([True, False, True]))
+    moved = (parameters.data != before).any(1)
+    assert moved.tolist() == [True, False, True]
+    for name, state in optimizer.state_dict()["members"][1].items():
+        for key, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(memory[name][key]))
+
+
+@pytest.mark.parametrize("one_per_member", [False, True])
+def test_memory_that_is_laid_out_otherwise_is_refused(one_per_member):
+    _, optimizer = stepped("upgd", one_per_member)
+    _, other = stepped("upgd", not one_per_member)
+    with pytest.raises(ValueError, match="laid out otherwise.*--target-kl"):
+        optimizer.load_state_dict(other.state_dict())
