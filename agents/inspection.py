@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agents.networks import ActorCritic, StackedMLP
 from agents.optimizers.population import PopulationOptimizer
+from agents.optimizers.separate import SeparateOptimizers
 from agents.plasticity import (
     StatisticsTable,
     population_statistics,
@@ -81,7 +82,7 @@ class Inspector:
         self,
         iteration: int,
         networks: ActorCritic,
-        optimizer: PopulationOptimizer,
+        optimizer: PopulationOptimizer | SeparateOptimizers,
         observations: Tensor,
         *,
         initial: Tensor,

@@ -23,6 +23,7 @@ from agents.health import find_sick_members
 from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
 from agents.optimizers.population import PopulationOptimizer
+from agents.optimizers.separate import SeparateOptimizers
 from agents.ppo_gradient import (
     MINIBATCH_STATISTICS,
     MinibatchTerms,
@@ -61,7 +62,7 @@ class PPO:
         env: gym.vector.VectorEnv,
         environment_seeds: list[int],
         networks: ActorCritic,
-        optimizer: PopulationOptimizer,
+        optimizer: PopulationOptimizer | SeparateOptimizers,
         streams: RandomStreams,
         num_iterations: int,
         inspector: Inspector | None = None,

@@ -170,8 +170,8 @@ def _compiled_gradient(
         entropies = np.empty(shape[0], np.float32)
     else:
         entropies = (networks.log_std + (0.5 + LOG_SQRT_2PI)).sum(1).numpy()
-    ends = [networks.critic_at] if config.separate_gradient_clipping else []
-    ends = np.array([*ends, parameters.data.shape[1]])
+    parts = [networks.critic_at] if config.separate_gradient_clipping else []
+    ends = np.array([*parts, parameters.data.shape[1]])
     norms = np.empty((shape[0], len(ends)), np.float32)
     limit = math.inf if config.max_log_ratio is None else config.max_log_ratio
     kernels.ppo_gradient(
