@@ -302,8 +302,9 @@ class AppendTime(VectorWrapper):
         space = env.single_observation_space
         assert isinstance(space, Box)
         self.time_limit = time_limit
+        dtype = space.dtype.type
         self.single_observation_space = Box(
-            np.append(space.low, -1), np.append(space.high, np.inf), dtype=space.dtype.type
+            np.append(space.low, dtype(-1)), np.append(space.high, dtype(np.inf)), dtype=dtype
         )
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self.elapsed_steps = np.zeros(env.num_envs, np.int64)
