@@ -128,6 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"Training {config.run.seeds} seed(s) of {config.run.opt} on {config.run.env} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
+    if runner.agent.why_no_kernels:
+        print(f"Compiled kernels: not used: {runner.agent.why_no_kernels}.")
     if not runner.agent.exact_state:
         print(
             f"{config.run.env} cannot save its state exactly: if this run is interrupted and"

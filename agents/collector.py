@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.distribution import DRAW_LIMIT, gaussian_log_probs, squash, std_of_output_numpy
 from agents.networks import ActorCritic
-from agents.ppo_gradient import gaussian_log_probs
 from agents.report import Episode
 from agents.rollout import Rollout
 from envs import saving
@@ -30,8 +30,11 @@ class Collector:
         rollout_steps: T.
         time_limit_discount: γ, to add the discounted value of what would have followed to the
             reward of a step at which time ran out; 0 leaves the reward as it is.
+        squash: squash actions into the box by tanh; what is kept of them is the draws before.
+        clip: clip actions to the box.
 
     Attributes:
+        mean_stds: [S, A], the policy's standard deviations averaged over the rollout.
         rollout: what was collected last.
         episodes: those that ended in it, in order, their steps counted from its beginning.
         simulator_errors: member → the first message that its simulations raised in it.
@@ -45,12 +48,15 @@ class Collector:
         action_noise: list[torch.Generator],
         rollout_steps: int,
         time_limit_discount: float,
+        squash: bool = False,
+        clip: bool = True,
     ) -> None:
         self.env = env
         self.environment_seeds = list(environment_seeds)
         self.networks = networks
         self.action_noise = action_noise
         self.time_limit_discount = time_limit_discount
+        self.squash, self.clip = squash, clip
         data = networks.parameters.data
         self.device = data.device
         self.num_members = len(data)
@@ -89,15 +95,15 @@ class Collector:
 
         for step in range(rollout.num_steps):
             all_observations[step] = observations
-            actions = np.add(
-                self.networks.actor.infer(all_observations[step], layers),
-                perturbations[step],
-                out=all_actions[step],
+            outputs = self.networks.actor.infer(all_observations[step], layers)
+            perturbation = perturbations[step]
+            if self.networks.state_dependent_std:
+                outputs, raw = np.split(outputs, 2, axis=-1)
+                perturbation = perturbation * std_of_output_numpy(raw)
+            actions = np.add(outputs, perturbation, out=all_actions[step])
+            next_observations, rewards, terminations, truncations, infos = self.env.step(
+                self._played(actions)
             )
-            clipped = np.minimum(
-                np.maximum(self._by_env(actions), self.action_low), self.action_high
-            )
-            next_observations, rewards, terminations, truncations, infos = self.env.step(clipped)
             observations = self._by_member(next_observations)
             all_rewards[step] = rewards
             ended = np.logical_or(terminations, truncations)
@@ -120,6 +126,16 @@ class Collector:
         rollout.next_dones[:] = all_ended[-1]
         self._evaluate_rollout()
         self._bootstrap_time_limits(time_limits)
+
+    def _played(self, actions: NDArray) -> NDArray:
+        """What the environments are given [S·N, A] for actions [S, N, A], of which those to be
+        squashed are kept within bounds, in place."""
+        if self.squash:
+            np.minimum(np.maximum(actions, -DRAW_LIMIT, out=actions), DRAW_LIMIT, out=actions)
+            return squash(self._by_env(actions), self.action_low, self.action_high)
+        if self.clip:
+            return np.minimum(np.maximum(self._by_env(actions), self.action_low), self.action_high)
+        return self._by_env(actions)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the environments stand, member axis first."""
@@ -152,10 +168,13 @@ class Collector:
         self.rollout.next_dones[:] = 1.0
 
     def _draw_action_noise(self) -> NDArray:
-        """What is added to the actions, [T, S, N, A], each member's from its own stream."""
+        """What is added to the actions, [T, S, N, A], each member's from its own stream; in units
+        of the standard deviation where that depends on the state."""
         shape = self.rollout.actions.shape[1:]
         dtype = self.networks.parameters.data.dtype
-        std = self.networks.log_std.exp().cpu().numpy()
+        std = np.ones((self.num_members, 1), self.rollout.actions.dtype)
+        if not self.networks.state_dependent_std:
+            std = self.networks.log_std.exp().cpu().numpy()
         return np.stack(
             [
                 torch.randn(shape, generator=generator, dtype=dtype).numpy() * std[member]
@@ -189,18 +208,24 @@ class Collector:
         rollout = self.rollout
         observations = rollout.samples("observations", self.device)
         actions = rollout.samples("actions", self.device)
-        log_std = self.networks.log_std
-        inverse_std = torch.exp(-log_std).unsqueeze(1)
-        log_probs, values = [], []
+        log_probs, values, stds = [], [], []
         for chunk, taken in zip(
             observations.split(INFERENCE_CHUNK, 1), actions.split(INFERENCE_CHUNK, 1), strict=True
         ):
-            z = (taken - self.networks.actor.forward(chunk)) * inverse_std
-            log_probs.append(gaussian_log_probs(z, log_std))
+            outputs = self.networks.actor.forward(chunk)
+            if self.networks.state_dependent_std:
+                means, std = self.networks.means_and_stds(outputs)
+                log_std, inverse_std = std.log(), std.reciprocal()
+                stds.append(std)
+            else:
+                means, log_std = outputs, self.networks.log_std.unsqueeze(1)
+                inverse_std = torch.exp(-log_std)
+            log_probs.append(gaussian_log_probs((taken - means) * inverse_std, log_std))
             values.append(self.networks.critic.forward(chunk).squeeze(-1))
         shape = rollout.values.shape
         rollout.log_probs[:] = torch.cat(log_probs, 1).view(shape).cpu().numpy()
         rollout.values[:] = torch.cat(values, 1).view(shape).cpu().numpy()
+        self.mean_stds = torch.cat(stds, 1).mean(1) if stds else self.networks.log_std.exp()
 
     def _bootstrap_time_limits(self, time_limits: list[tuple[int, int, int, NDArray]]) -> None:
         """Add γ·V(last observation) to the reward of every step at which time ran out."""

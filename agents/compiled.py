@@ -39,6 +39,13 @@ def kernels() -> ModuleType | None:
         ) from error
 
 
+def why_none() -> str:
+    """What keeps `kernels` from being there, in a few words."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    return "numba is not installed"
+
+
 def version() -> str | None:
     """What the kernels are compiled with and call, or None if they are not to be used: "numba
     0.68.1, llvmlite 0.50.0, scipy 1.17.1"."""

@@ -55,6 +55,13 @@ class EnvironmentConfig:
     """Normalise observations by their running mean and variance, clipped to ±10."""
     normalize_rewards: bool = True
     """Divide rewards by the running std of the discounted return, clipped to ±10."""
+    fixed_normalization_steps: Count = 0
+    """Normalise observations by mean and std of this many steps of random actions, taken before
+    training and never changed, without clipping; 0 is the running ones."""
+    time_in_observation: bool = False
+    """Append the time that has passed in the episode, from -1 to 1 at the time limit."""
+    clip_actions: bool = True
+    """Clip actions to the box before the environment and its reward see them."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +87,21 @@ class PPOConfig:
     clip_value_loss: bool = True
     """Clip the value loss with the same ε."""
     value_coef: float = 0.5
-    """Weight of the value loss (which already carries ½)."""
+    """Weight of ½ · mean squared error of the critic: a weight w on the plain mean squared error
+    is 2w here."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     max_grad_norm: float = 0.5
     """Global norm to which each seed's gradient is clipped; 0 turns clipping off."""
-    normalize_advantages: bool = True
-    """Normalise advantages in each minibatch."""
+    separate_gradient_clipping: bool = False
+    """Clip the actor's gradient (with the std's) and the critic's to that norm apart."""
+    separate_optimizers: bool = False
+    """Give actor and critic an optimizer each: the same for elementwise ones such as Adam, another
+    maximum for the global utilities of UPGD."""
+    normalize_advantages: Literal["minibatch", "rollout", "off"] = "minibatch"
+    """Advantages get mean 0 and std 1 in each minibatch, over the whole rollout, or not at all."""
+    max_log_ratio: float | None = None
+    """Clamp the log of the probability ratio to ± this, so that no ratio overflows."""
     target_kl: float | None = None
     """Stop a seed's update once a minibatch's approximate KL exceeds this."""
     bootstrap_time_limits: bool = False
@@ -98,6 +113,13 @@ class PPOConfig:
     """Nonlinearity of the hidden layers."""
     layer_norm: bool = False
     """Normalise the pre-activations of the hidden layers."""
+    initialization: Literal["orthogonal", "lecun_uniform", "pytorch"] = "orthogonal"
+    """Of the weights: orthogonal (gain √2, actor output 0.01), uniform within ±√(3 / inputs) in
+    every layer, or PyTorch's default."""
+    state_dependent_std: bool = False
+    """Make the policy's std an output of the actor, instead of a parameter of its own."""
+    squash_actions: bool = False
+    """Squash actions into the box by tanh; what is played for evaluation is tanh(mean)."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +174,17 @@ class TrainConfig:
             ValueError: naming the flag, its value and what is allowed.
         """
         _check_ranges(self)
+        spec = self.environment
+        if spec.fixed_normalization_steps and not spec.normalize_observations:
+            raise ValueError(
+                "--fixed-normalization-steps says how observations are normalised, and"
+                " --no-normalize-observations that they are not; leave one of them out."
+            )
+        if not spec.clip_actions and self.ppo.squash_actions:
+            raise ValueError(
+                "--no-clip-actions lets actions leave the box, into which --squash-actions squashes"
+                " them; leave one of them out."
+            )
         samples = self.steps_per_iteration
         if samples % self.ppo.minibatches:
             nearest = _nearest_divisor(samples, self.ppo.minibatches)
@@ -190,6 +223,7 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "steps": (1, True, math.inf),
     "threads": (0, True, math.inf),
     "envs_per_seed": (1, True, math.inf),
+    "fixed_normalization_steps": (0, True, math.inf),
     "rollout_steps": (1, True, math.inf),
     "minibatches": (1, True, math.inf),
     "epochs": (1, True, math.inf),
@@ -201,6 +235,7 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "entropy_coef": (-math.inf, True, math.inf),
     "max_grad_norm": (0, True, math.inf),
     "target_kl": (0, False, math.inf),
+    "max_log_ratio": (0, False, math.inf),
     "log_every": (1, True, math.inf),
     "print_every": (0, False, math.inf),
     "checkpoint_every": (1, True, math.inf),

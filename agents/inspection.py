@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agents.networks import ActorCritic, StackedMLP
 from agents.optimizers.population import PopulationOptimizer
+from agents.optimizers.separate import SeparateOptimizers
 from agents.plasticity import (
     StatisticsTable,
     population_statistics,
@@ -81,12 +82,12 @@ class Inspector:
         self,
         iteration: int,
         networks: ActorCritic,
-        optimizer: PopulationOptimizer,
+        optimizer: PopulationOptimizer | SeparateOptimizers,
         observations: Tensor,
         *,
         initial: Tensor,
         previous: Tensor,
-        gradient_norms: Tensor,
+        gradient: Tensor,
     ) -> Inspection | None:
         """What is due after that iteration, or None.
 
@@ -97,7 +98,7 @@ class Inspector:
             observations: [S, samples, O] of the latest rollout.
             initial: the flat parameters [S, D] at initialisation.
             previous: those before the iteration.
-            gradient_norms: [S], of the last minibatch's gradient before it was clipped.
+            gradient: [S, D], of the last minibatch before it was clipped.
         """
         config = self.config
         statistics = _due(config.statistics_every, iteration)
@@ -122,12 +123,10 @@ class Inspector:
                     parameters.views,
                     initial=parameters.named_views(initial),
                     previous=parameters.named_views(previous),
-                    gradients=parameters.named_views(
-                        _unclipped(parameters.gradient, gradient_norms)
-                    ),
+                    gradients=parameters.named_views(gradient),
                     **memory,
                 ),
-                _action_std(networks),
+                _action_std(networks, observations),
             ]
         if probe:
             columns = {
@@ -162,15 +161,12 @@ def _due(every: int, iteration: int) -> bool:
     return every > 0 and (iteration - 1) % every == 0
 
 
-def _unclipped(gradient: Tensor, norms: Tensor) -> Tensor:
-    """The gradient [S, D] scaled back to the norms that it had before it was clipped."""
-    clipped = torch.linalg.vector_norm(gradient, dim=1)
-    return gradient * torch.where(clipped > 0, norms / clipped, 1.0).unsqueeze(1)
-
-
-def _action_std(networks: ActorCritic) -> StatisticsTable:
+def _action_std(networks: ActorCritic, observations: Tensor) -> StatisticsTable:
     """The policy's standard deviation in each dimension of the action."""
-    std = networks.log_std.double().exp()
+    if networks.state_dependent_std:
+        std = networks.mean_stds(observations).double()
+    else:
+        std = networks.log_std.double().exp()
     return StatisticsTable.from_columns(
         {("ppo", "", f"std_{dimension}"): std[:, dimension] for dimension in range(std.shape[1])}
     )

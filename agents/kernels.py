@@ -14,6 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from agents import distribution
+
 Array = NDArray[np.float32]
 ACTIVATIONS = ("tanh", "relu")
 """The activations that `ppo_gradient` knows; it takes their index."""
@@ -21,7 +23,8 @@ ACTIVATIONS = ("tanh", "relu")
 _f32 = np.float32
 _ZERO, _HALF, _ONE = _f32(0), _f32(0.5), _f32(1)
 _TINY = np.finfo(np.float32).tiny
-_LOG_SQRT_2PI = _f32(0.5 * math.log(2 * math.pi))
+_LOG_2, _LOG_SQRT_2PI = _f32(math.log(2)), _f32(distribution.LOG_SQRT_2PI)
+_STD_SHIFT, _STD_FLOOR = _f32(distribution.STD_SHIFT), _f32(distribution.STD_FLOOR)
 
 
 # Rows are contiguous; samples and vectors, parts of something longer, need not be.
@@ -274,20 +277,30 @@ def fill_with_normals(out: Array, keys: NDArray[np.uint32], scale: np.float32) -
 # ── PPO ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@_compile(_rows, _number, numba.float32[::1])
-def scale_to_norm(gradients: Array, max_norm: np.float32, norms: Array) -> None:
-    """Write each member's norm to `norms` [S], and scale its gradient down to `max_norm` if that
-    is positive."""
+@_compile(_rows, _sizes, _number, _rows)
+def scale_to_norm(
+    gradients: Array, ends: NDArray[np.int64], max_norm: np.float32, norms: Array
+) -> None:
+    """Write the norms of each member's parts to `norms` [S, parts], and scale each part down to
+    `max_norm` if that is positive.
+
+    Args:
+        gradients: [S, D].
+        ends: where the parts end, the last at D.
+    """
     for member in range(len(gradients)):
-        gradient = gradients[member]
-        total = _ZERO
-        for i in range(len(gradient)):
-            total += gradient[i] * gradient[i]
-        norms[member] = np.sqrt(total)
-        factor = max_norm / (norms[member] + _f32(1e-6))
-        if max_norm > _ZERO and not factor >= _ONE:
+        start = 0
+        for part in range(len(ends)):
+            gradient = gradients[member, start : ends[part]]
+            total = _ZERO
             for i in range(len(gradient)):
-                gradient[i] *= factor
+                total += gradient[i] * gradient[i]
+            norms[member, part] = np.sqrt(total)
+            factor = max_norm / (norms[member, part] + _f32(1e-6))
+            if max_norm > _ZERO and not factor >= _ONE:
+                for i in range(len(gradient)):
+                    gradient[i] *= factor
+            start = ends[part]
 
 
 @_compile()
@@ -379,6 +392,118 @@ def _backward(
             upstream, downstream = downstream, upstream
 
 
+@_compile()
+def _gaussian_gradient(
+    means: Array,
+    log_std: Array,
+    actions: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    clip: np.float32,
+    entropy_coef: np.float32,
+    mean_gradient: Array,
+    log_std_gradient: Array,
+    surrogates: Array,
+    log_ratios: Array,
+) -> None:
+    """The gradient of one member's policy loss in the outputs of its actor [M, A], overwritten,
+    and in log_std [A]."""
+    size, num_actions = means.shape
+    per_sample = _ONE / _f32(size)
+    inverse_std = np.empty(num_actions, _f32)
+    log_std_gradient[:] = -entropy_coef
+    normalizer = _ZERO
+    for a in range(num_actions):
+        inverse_std[a] = np.exp(-log_std[a])
+        normalizer += log_std[a] + _LOG_SQRT_2PI
+    for i in range(size):
+        squares = _ZERO
+        for a in range(num_actions):
+            z = (actions[i, a] - means[i, a]) * inverse_std[a]
+            means[i, a] = z
+            squares += z * z
+        log_ratio = -_HALF * squares - normalizer - old_log_probs[i]
+        ratio = np.exp(log_ratio)
+        clipped = min(max(ratio, _ONE - clip), _ONE + clip)
+        surrogate = advantages[i] * ratio
+        clipped_surrogate = advantages[i] * clipped
+        log_prob_gradient = -surrogate * _f32(surrogate <= clipped_surrogate) * per_sample
+        for a in range(num_actions):
+            z = means[i, a]
+            mean_gradient[i, a] = log_prob_gradient * z * inverse_std[a]
+            log_std_gradient[a] += log_prob_gradient * (z * z - _ONE)
+        log_ratios[i] = log_ratio
+        surrogates[i] = clipped_surrogate if clipped_surrogate < surrogate else surrogate
+
+
+@_compile()
+def _general_gradient(
+    outputs: Array,
+    log_std: Array,
+    actions: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    clip: np.float32,
+    entropy_coef: np.float32,
+    squashes: bool,
+    max_log_ratio: np.float32,
+    output_gradient: Array,
+    log_std_gradient: Array,
+    surrogates: Array,
+    log_ratios: Array,
+) -> np.float32:
+    """The same for any policy: log_std [A], or none of it and outputs [M, 2·A]. Returns the mean
+    entropy."""
+    size, num_actions = actions.shape
+    per_sample = _ONE / _f32(size)
+    depends = len(log_std) == 0
+    std, slope = np.empty(num_actions, _f32), np.zeros(num_actions, _f32)
+    z = np.empty(num_actions, _f32)
+    log_std_gradient[:] = _ZERO
+    entropy = _ZERO
+    if not depends:
+        std[:] = np.exp(log_std)
+    for i in range(size):
+        squares, normalizer = _ZERO, _ZERO
+        for a in range(num_actions):
+            if depends:
+                shifted = outputs[i, num_actions + a] + _STD_SHIFT
+                rest = np.exp(-abs(shifted))
+                std[a] = max(shifted, _ZERO) + np.log1p(rest) + _STD_FLOOR
+                slope[a] = (_ONE if shifted > _ZERO else rest) / (_ONE + rest)
+                normalizer += np.log(std[a]) + _LOG_SQRT_2PI
+            else:
+                normalizer += log_std[a] + _LOG_SQRT_2PI
+            z[a] = (actions[i, a] - outputs[i, a]) / std[a]
+            squares += z[a] * z[a]
+        raw = -_HALF * squares - normalizer - old_log_probs[i]
+        log_ratio = min(max(raw, -max_log_ratio), max_log_ratio)
+        ratio = np.exp(log_ratio)
+        clipped = min(max(ratio, _ONE - clip), _ONE + clip)
+        surrogate = advantages[i] * ratio
+        clipped_surrogate = advantages[i] * clipped
+        counts = surrogate <= clipped_surrogate and abs(raw) <= max_log_ratio
+        log_prob_gradient = -surrogate * _f32(counts) * per_sample
+        entropy += normalizer
+        for a in range(num_actions):
+            mean_gradient = log_prob_gradient * z[a] / std[a]
+            gradient = log_prob_gradient * (z[a] * z[a] - _ONE) - entropy_coef * per_sample
+            if squashes:
+                distance = abs(actions[i, a])
+                entropy += _f32(2) * (_LOG_2 - distance - np.log1p(np.exp(_f32(-2) * distance)))
+                pull = _f32(2) * entropy_coef * per_sample * np.tanh(actions[i, a])
+                mean_gradient += pull
+                gradient += pull * z[a] * std[a]
+            output_gradient[i, a] = mean_gradient
+            if depends:
+                output_gradient[i, num_actions + a] = gradient / std[a] * slope[a]
+            else:
+                log_std_gradient[a] += gradient
+        log_ratios[i] = log_ratio
+        surrogates[i] = clipped_surrogate if clipped_surrogate < surrogate else surrogate
+    return entropy * per_sample + _HALF * _f32(num_actions)
+
+
 @_compile(
     *[_rows] * 2,
     *[_sizes] * 2,
@@ -386,8 +511,10 @@ def _backward(
     *[_vectors] * 2,
     *[_samples] * 4,
     *[_number] * 3,
-    numba.boolean,
+    *[numba.boolean] * 3,
+    _number,
     *[_rows] * 3,
+    numba.float32[::1],
 )
 def ppo_gradient(
     parameters: Array,
@@ -405,62 +532,73 @@ def ppo_gradient(
     value_coef: np.float32,
     entropy_coef: np.float32,
     clips_value_loss: bool,
+    state_dependent_std: bool,
+    squashes: bool,
+    max_log_ratio: np.float32,
     surrogates: Array,
     value_losses: Array,
     log_ratios: Array,
+    entropies: Array,
 ) -> None:
     """The gradient of every member's PPO loss: see `agents.ppo_gradient.compute_gradient`.
 
     Args:
-        parameters, gradients: [S, D], laid out as actor, log_std, critic; each layer's weights
-            [out, in] before its biases.
+        parameters, gradients: [S, D], laid out as actor, log_std (if it does not depend on the
+            state), critic; each layer's weights [out, in] before its biases.
         actor, critic: sizes of their layers, inputs first.
         activation: an index into `ACTIVATIONS`.
         observations, actions, old_log_probs, old_values, advantages, returns: [S, M, …].
+        max_log_ratio: infinite where the ratio is not clamped.
         surrogates, value_losses, log_ratios: [S, M], written.
+        entropies: [S], written where the Gaussian is not plain.
     """
-    size, num_actions = len(advantages[0]), actor[-1]
+    size, num_actions = len(advantages[0]), len(actions[0, 0])
+    plain = not (state_dependent_std or squashes or max_log_ratio < _f32(np.inf))
     widest = max(actor.max(), critic.max())
     inputs = np.empty((size, actor[0]), _f32)
     activations = np.empty(size * max(actor[1:].sum(), critic[1:].sum()), _f32)
     upstream, downstream = np.empty(size * widest, _f32), np.empty(size * widest, _f32)
     log_std_at = _num_parameters(actor)
-    critic_at = log_std_at + num_actions
-    inverse_std = np.empty(num_actions, _f32)
+    critic_at = log_std_at + (0 if state_dependent_std else num_actions)
     per_sample = _ONE / _f32(size)
 
     for member in range(len(parameters)):
         weights, gradient = parameters[member], gradients[member]
         inputs[:] = observations[member]
 
-        means = _forward(weights, actor, activation, inputs, activations)
+        outputs = _forward(weights, actor, activation, inputs, activations)
         log_std = weights[log_std_at:critic_at]
         log_std_gradient = gradient[log_std_at:critic_at]
-        log_std_gradient[:] = -entropy_coef
-        normalizer = _ZERO
-        for a in range(num_actions):
-            inverse_std[a] = np.exp(-log_std[a])
-            normalizer += log_std[a] + _LOG_SQRT_2PI
-        mean_gradient = upstream[: size * num_actions].reshape(size, num_actions)
-        for i in range(size):
-            squares = _ZERO
-            for a in range(num_actions):
-                z = (actions[member, i, a] - means[i, a]) * inverse_std[a]
-                means[i, a] = z
-                squares += z * z
-            log_ratio = -_HALF * squares - normalizer - old_log_probs[member, i]
-            ratio = np.exp(log_ratio)
-            clipped = min(max(ratio, _ONE - clip), _ONE + clip)
-            surrogate = advantages[member, i] * ratio
-            clipped_surrogate = advantages[member, i] * clipped
-            log_prob_gradient = -surrogate * _f32(surrogate <= clipped_surrogate) * per_sample
-            for a in range(num_actions):
-                z = means[i, a]
-                mean_gradient[i, a] = log_prob_gradient * z * inverse_std[a]
-                log_std_gradient[a] += log_prob_gradient * (z * z - _ONE)
-            log_ratios[member, i] = log_ratio
-            surrogates[member, i] = (
-                clipped_surrogate if clipped_surrogate < surrogate else surrogate
+        output_gradient = upstream[: outputs.size].reshape(outputs.shape)
+        if plain:
+            _gaussian_gradient(
+                outputs,
+                log_std,
+                actions[member],
+                old_log_probs[member],
+                advantages[member],
+                clip,
+                entropy_coef,
+                output_gradient,
+                log_std_gradient,
+                surrogates[member],
+                log_ratios[member],
+            )
+        else:
+            entropies[member] = _general_gradient(
+                outputs,
+                log_std,
+                actions[member],
+                old_log_probs[member],
+                advantages[member],
+                clip,
+                entropy_coef,
+                squashes,
+                max_log_ratio,
+                output_gradient,
+                log_std_gradient,
+                surrogates[member],
+                log_ratios[member],
             )
         _backward(weights, gradient, actor, activation, inputs, activations, upstream, downstream)
 

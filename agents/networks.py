@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents import compiled
+from agents.distribution import std_of_output
 from agents.random_streams import seed_of
 
 ROW_ALIGNMENT = 64
@@ -275,8 +276,9 @@ class StackedMLP:
 class ActorCritic:
     """The networks of S members: a Gaussian policy and a value function, apart.
 
-    The actor gives the mean of a diagonal Gaussian whose log standard deviation `actor.log_std`
-    [S, A] does not depend on the state.
+    The actor gives the mean of a diagonal Gaussian. Its log standard deviation `actor.log_std`
+    [S, A] does not depend on the state; or else the actor has 2·A outputs, the means and then
+    what `distribution.std_of_output` makes standard deviations of.
 
     Args:
         seeds: the members' seeds; member k's initial weights depend on `seeds[k]` alone.
@@ -285,6 +287,12 @@ class ActorCritic:
         hidden_sizes: units of the hidden layers, the same for actor and critic.
         activation: a key of `ACTIVATIONS`.
         layer_norm: normalise the pre-activations of the hidden layers.
+        initialization: a key of `INITIALIZATIONS`.
+        state_dependent_std: the standard deviations are outputs of the actor.
+
+    Attributes:
+        critic_at: where the critic's parameters begin in a row of the flat buffer; before them
+            are the actor's.
     """
 
     def __init__(
@@ -297,53 +305,120 @@ class ActorCritic:
         layer_norm: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        initialization: str = "orthogonal",
+        state_dependent_std: bool = False,
     ) -> None:
-        actor_sizes = (observation_size, *hidden_sizes, action_size)
+        self.action_size = action_size
+        self.state_dependent_std = state_dependent_std
+        outputs = 2 * action_size if state_dependent_std else action_size
+        actor_sizes = (observation_size, *hidden_sizes, outputs)
         critic_sizes = (observation_size, *hidden_sizes, 1)
-        shapes = {
-            **_mlp_shapes("actor", actor_sizes, layer_norm),
-            "actor.log_std": (action_size,),
-            **_mlp_shapes("critic", critic_sizes, layer_norm),
-        }
+        shapes = _mlp_shapes("actor", actor_sizes, layer_norm)
+        if not state_dependent_std:
+            shapes["actor.log_std"] = (action_size,)
+        self.critic_at = sum(math.prod(shape) for shape in shapes.values())
+        shapes |= _mlp_shapes("critic", critic_sizes, layer_norm)
         self.parameters = FlatParameters(shapes, len(seeds), dtype, device)
         self.activation_name = activation
         self.actor = StackedMLP(self.parameters, "actor", actor_sizes, activation, layer_norm)
         self.critic = StackedMLP(self.parameters, "critic", critic_sizes, activation, layer_norm)
         for member, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed_of(seed, "parameters"))
-            self._initialise(member, generator)
+            self._initialise(member, INITIALIZATIONS[initialization], generator)
 
     @property
     def uses_kernels(self) -> bool:
         """Whether compiled kernels are there and know networks like these."""
+        return self.why_no_kernels is None
+
+    @property
+    def why_no_kernels(self) -> str | None:
+        """What keeps the compiled kernels from being used, in a few words; None if nothing."""
         data = self.parameters.data
-        if data.dtype != torch.float32 or data.device.type != "cpu" or self.actor.layer_norm:
-            return False
+        if data.dtype != torch.float32:
+            return f"{str(data.dtype).removeprefix('torch.')} parameters"
+        if data.device.type != "cpu":
+            return f"the device is {data.device}"
+        if self.actor.layer_norm:
+            return "layer normalisation"
         kernels = compiled.kernels()
-        return kernels is not None and self.activation_name in kernels.ACTIVATIONS
+        if kernels is None:
+            return compiled.why_none()
+        if self.activation_name not in kernels.ACTIVATIONS:
+            return f"activation {self.activation_name}"
+        return None
 
     @property
     def log_std(self) -> Tensor:
-        """Log standard deviations of the policy [S, A]."""
+        """Log standard deviations of the policy [S, A], where they do not depend on the state."""
         return self.parameters.views["actor.log_std"]
+
+    def means_and_stds(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The policy's means [S, B, A] and standard deviations [S, 1 or B, A].
+
+        Args:
+            outputs: of the actor, [S, B, …].
+        """
+        if not self.state_dependent_std:
+            return outputs, torch.exp(self.log_std).unsqueeze(1)
+        means, raw = outputs.split(self.action_size, -1)
+        return means, std_of_output(raw)
+
+    def mean_stds(self, observations: Tensor) -> Tensor:
+        """The policy's standard deviations [S, A], averaged over observations [S, B, O]."""
+        return self.means_and_stds(self.actor.forward(observations))[1].mean(1)
 
     def values(self, observations: NDArray) -> NDArray:
         """The critic's estimates [S, B] for observations [S, B, O]."""
         inputs = torch.from_numpy(observations).to(self.parameters.data.device)
         return self.critic.forward(inputs).squeeze(-1).cpu().numpy()
 
-    def _initialise(self, member: int, generator: torch.Generator) -> None:
-        """Orthogonal, gain √2 hidden, 0.01 actor output, 1 critic output; biases 0."""
-        for name, view in self.parameters.views.items():
+    def _initialise(
+        self, member: int, initialize: Initialization, generator: torch.Generator
+    ) -> None:
+        views = self.parameters.views
+        for name, view in views.items():
             if name.endswith("norm_weight"):
                 view[member].fill_(1.0)
-            elif name.endswith("weight"):
-                gain = {"actor.output.weight": 0.01, "critic.output.weight": 1.0}.get(
-                    name, math.sqrt(2)
+            elif name.endswith(".weight"):
+                layer = name.removesuffix(".weight")
+                weight, bias = (
+                    torch.zeros(views[f"{layer}.{kind}"].shape[1:], dtype=torch.float64)
+                    for kind in ("weight", "bias")
                 )
-                weight = torch.empty(view.shape[1:], dtype=torch.float64)
-                torch.nn.init.orthogonal_(weight, gain, generator=generator)
+                initialize(layer, weight, bias, generator)
                 view[member].copy_(weight)
+                views[f"{layer}.bias"][member].copy_(bias)
+
+
+Initialization = Callable[[str, Tensor, Tensor, torch.Generator], None]
+"""(layer's name, weight [out, in], bias [out], generator): fills the last two, given as zeros."""
+
+
+def _orthogonal(layer: str, weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
+    """Gain √2 hidden, 0.01 actor output, 1 critic output; biases 0."""
+    gain = {"actor.output": 0.01, "critic.output": 1.0}.get(layer, math.sqrt(2))
+    torch.nn.init.orthogonal_(weight, gain, generator=generator)
+
+
+def _lecun_uniform(layer: str, weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
+    """Within ±√(3 / inputs), a variance of 1 / inputs, in every layer; biases 0."""
+    bound = math.sqrt(3 / weight.shape[1])
+    weight.uniform_(-bound, bound, generator=generator)
+
+
+def _pytorch(layer: str, weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
+    """As `torch.nn.Linear` does it: weights and biases within ±1/√inputs, in every layer."""
+    torch.nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+    bound = 1 / math.sqrt(weight.shape[1])
+    bias.uniform_(-bound, bound, generator=generator)
+
+
+INITIALIZATIONS: dict[str, Initialization] = {
+    "orthogonal": _orthogonal,
+    "lecun_uniform": _lecun_uniform,
+    "pytorch": _pytorch,
+}
 
 
 def _mlp_shapes(name: str, sizes: tuple[int, ...], layer_norm: bool) -> dict[str, tuple[int, ...]]:

@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 
 import envs
+from agents import observation
 from agents.config import TrainConfig
 from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
 from agents.optimizers import hyper_parameters_of
-from agents.optimizers.population import PopulationOptimizer
+from agents.optimizers.separate import make_optimizer
 from agents.ppo import PPO
 from agents.random_streams import RandomStreams, environment_seeds
 from agents.report import IterationReport
 from agents.workers import BlockProcess
-from envs.normalization import NormalizeObservation, NormalizeReward
+from envs.normalization import FixedNormalizeObservation, NormalizeReward
 
 LOOKAHEAD = 1
 """Iterations that a block may be further than the first one: none waits for another at the end of
@@ -41,6 +43,7 @@ class Population:
     Attributes:
         learner: the first block, which learns in this process; the others have their own.
         healthy: [S] bool, the members that still learn.
+        why_no_kernels: what keeps the compiled kernels from being used; None if nothing.
         exact_state: whether the environments can be saved and restored bit for bit.
 
     Raises:
@@ -65,6 +68,7 @@ class Population:
             for start, end in self._bounds
         ]
         self.learner = makers[0]()
+        self.why_no_kernels = self.learner.networks.why_no_kernels
         self.exact_state = getattr(self.learner.collector.env.unwrapped, "exact_state", False)
         self._others: list[BlockProcess] = []
         for make in makers[1:]:
@@ -128,10 +132,18 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         env_kwargs=config.run.env_kwargs,
         task_infos=False,
     )
-    if spec.normalize_observations:
-        env = NormalizeObservation(env, num_members=len(seeds))
+    env = observation.normalize(env, config, len(seeds))
+    if isinstance(env, FixedNormalizeObservation):
+        env.load_state_dict(observation.random_statistics(config, seeds, threads))
+    env = observation.append_time(env, config)
     if spec.normalize_rewards:
         env = NormalizeReward(env, num_members=len(seeds), gamma=config.ppo.gamma)
+    box = env.single_action_space
+    if config.ppo.squash_actions and not (isinstance(box, Box) and box.is_bounded()):
+        raise ValueError(
+            f"The actions of {config.run.env} are not bounded, so there is no box to squash them"
+            " into; leave out --squash-actions."
+        )
     networks = ActorCritic(
         seeds,
         math.prod(env.single_observation_space.shape or ()),
@@ -140,15 +152,18 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         config.ppo.activation,
         config.ppo.layer_norm,
         device=config.run.device,
+        initialization=config.ppo.initialization,
+        state_dependent_std=config.ppo.state_dependent_std,
     )
     streams = RandomStreams.from_seeds(seeds, config.run.device)
-    optimizer = PopulationOptimizer(
+    optimizer = make_optimizer(
         config.run.opt,
         networks.parameters,
         config.ppo.learning_rate,
         streams.optimizer_noise,
         hyper_parameters_of(config.run.opt, config.run.opt_defaults, config.run.opt_kwargs),
         one_per_member=config.ppo.target_kl is not None,
+        separate=config.ppo.separate_optimizers,
     )
     return PPO(
         config.ppo,
@@ -159,6 +174,7 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         streams,
         config.num_iterations,
         Inspector(config.plasticity, seeds),
+        spec.clip_actions,
     )
 
 

@@ -23,13 +23,16 @@ from agents.health import find_sick_members
 from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
 from agents.optimizers.population import PopulationOptimizer
+from agents.optimizers.separate import SeparateOptimizers
 from agents.ppo_gradient import (
     MINIBATCH_STATISTICS,
     MinibatchTerms,
     approx_kl,
     compute_gradient,
+    gradient_parts,
     minibatch_statistics,
     normalize_minibatches,
+    normalize_rollout,
 )
 from agents.random_streams import RandomStreams
 from agents.report import IterationReport
@@ -51,6 +54,7 @@ class PPO:
         streams: the members' random streams.
         num_iterations: iterations of the whole run, over which the learning rate is annealed.
         inspector: measures the networks, after the iterations in which that is due.
+        clip_actions: to the box, before the environment and its reward see them.
     """
 
     def __init__(
@@ -59,10 +63,11 @@ class PPO:
         env: gym.vector.VectorEnv,
         environment_seeds: list[int],
         networks: ActorCritic,
-        optimizer: PopulationOptimizer,
+        optimizer: PopulationOptimizer | SeparateOptimizers,
         streams: RandomStreams,
         num_iterations: int,
         inspector: Inspector | None = None,
+        clip_actions: bool = True,
     ) -> None:
         self.config = config
         self.networks = networks
@@ -78,6 +83,8 @@ class PPO:
             streams.action_noise,
             config.rollout_steps,
             config.gamma if config.bootstrap_time_limits else 0.0,
+            squash=config.squash_actions,
+            clip=clip_actions,
         )
         self.rollout = self.collector.rollout
 
@@ -87,7 +94,9 @@ class PPO:
         self.healthy = np.ones(self.num_members, dtype=bool)
         self.initial_parameters = data.clone()
         self.previous_parameters = data.clone()
-        self.gradient_norms = data.new_zeros(self.num_members)
+        self.gradient_norms = data.new_zeros(
+            self.num_members, len(gradient_parts(networks, config))
+        )
 
     def advance(self) -> IterationReport:
         """One iteration: anneal, collect a rollout, estimate advantages, update."""
@@ -117,7 +126,7 @@ class PPO:
                     self.rollout.values.reshape(self.num_members, -1),
                     returns.reshape(self.num_members, -1),
                 ),
-                "std": self.networks.log_std.exp().mean(1).cpu().numpy(),
+                "std": self._stds().mean(1).cpu().numpy(),
                 "learning_rate": np.full(self.num_members, learning_rate),
             },
             episodes=episodes,
@@ -136,8 +145,24 @@ class PPO:
             self.rollout.samples("observations", self.device),
             initial=self.initial_parameters,
             previous=self.previous_parameters,
-            gradient_norms=self.gradient_norms,
+            gradient=self._unclipped_gradient(),
         )
+
+    def _stds(self) -> Tensor:
+        """The policy's standard deviations [S, A]: what they are now or, where they depend on the
+        state, their mean over the rollout as it was collected."""
+        if self.networks.state_dependent_std:
+            return self.collector.mean_stds
+        return self.networks.log_std.exp()
+
+    def _unclipped_gradient(self) -> Tensor:
+        """The last minibatch's gradient [S, D], scaled back to its norms before clipping."""
+        parts = gradient_parts(self.networks, self.config)
+        unclipped = []
+        for part, norms in zip(parts, self.gradient_norms.T, strict=True):
+            clipped = torch.linalg.vector_norm(part, dim=1)
+            unclipped.append(part * torch.where(clipped > 0, norms / clipped, 1.0).unsqueeze(1))
+        return torch.cat(unclipped, 1)
 
     @property
     def learning_rate(self) -> float:
@@ -184,6 +209,8 @@ class PPO:
             "advantages": torch.from_numpy(advantages).flatten(1, 2).to(device),
             "returns": torch.from_numpy(returns).flatten(1, 2).to(device),
         }
+        if config.normalize_advantages == "rollout" and samples["advantages"].shape[1] > 1:
+            samples["advantages"] = normalize_rollout(samples["advantages"])
         num_samples = samples["values"].shape[1]
         minibatch_size = num_samples // config.minibatches
         offsets = torch.arange(self.num_members).unsqueeze(1) * num_samples
@@ -197,7 +224,7 @@ class PPO:
                 name: values.flatten(0, 1).index_select(0, rows).view_as(values)
                 for name, values in samples.items()
             }
-            if config.normalize_advantages and minibatch_size > 1:
+            if config.normalize_advantages == "minibatch" and minibatch_size > 1:
                 shuffled["advantages"] = normalize_minibatches(
                     shuffled["advantages"], config.minibatches
                 )

@@ -13,6 +13,12 @@ import yaml
 from agents.config import TrainConfig
 from agents.flags import parse_count, parse_value
 
+_FORMER_VALUES = {
+    ("normalize_advantages", "true"): "minibatch",
+    ("normalize_advantages", "false"): "off",
+}
+"""What settings were called in the config.yaml of older runs."""
+
 
 def load_preset(path: Path, base: TrainConfig) -> TrainConfig:
     """The settings of a YAML preset over those of `base`.
@@ -49,7 +55,10 @@ def load_preset(path: Path, base: TrainConfig) -> TrainConfig:
         if key in changes:
             raise ValueError(f"{where}: {key!r} is set twice.")
         try:
-            changes[key] = _coerce(_plain(value_node), annotations[key])
+            value = _plain(value_node)
+            if isinstance(value, str):
+                value = _FORMER_VALUES.get((key, value.lower()), value)
+            changes[key] = _coerce(value, annotations[key])
         except ValueError as error:
             raise ValueError(f"{where}: {key}: {error}.") from None
     if "opt_defaults" in changes:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-PURPOSES = ("parameters", "environment", "action_noise", "minibatch_order", "optimizer_noise")
+PURPOSES = (
+    "parameters",
+    "environment",
+    "action_noise",
+    "minibatch_order",
+    "optimizer_noise",
+    "observation_statistics",
+)
 
 
 def seed_of(seed: int, purpose: str) -> int:

@@ -13,7 +13,7 @@ class Rollout:
 
     Attributes:
         observations: [S, T, N, O], as the policy saw them.
-        actions: [S, T, N, A], as sampled, before the box of the environment clips them.
+        actions: [S, T, N, A], as sampled, before they are clipped or squashed into the box.
         rewards: [S, T, N], as the learner sees them.
         dones: [S, T, N], 1 where `observations[:, t]` begins an episode.
         log_probs: [S, T, N], of the actions under the policy that sampled them.

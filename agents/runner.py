@@ -68,6 +68,10 @@ class Agent(Protocol):
     def exact_state(self) -> bool:
         """Whether a restored agent goes on exactly as it would have."""
 
+    @property
+    def why_no_kernels(self) -> str | None:
+        """What keeps the compiled kernels from being used; None if nothing."""
+
     def advance(self) -> IterationReport:
         """One iteration, and what it gave."""
 

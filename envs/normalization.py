@@ -156,10 +156,7 @@ class NormalizeObservation(MemberWrapper):
             last = observations.copy()
             last[done] = np.stack(infos["final_obs"][done])
             self._count(last)
-            final_obs = np.full(self.num_envs, None, dtype=object)
-            for i, final in zip(done, self._normalize(last)[done], strict=True):
-                final_obs[i] = final
-            infos["final_obs"] = final_obs
+            infos["final_obs"] = _only(done, self._normalize(last))
             self._count_some(observations, done)
         return self._normalize(observations), rewards, terminations, truncations, infos
 
@@ -195,6 +192,163 @@ class NormalizeObservation(MemberWrapper):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the statistics; ValueError if they are of other shapes."""
         self.obs_rms.load_state_dict(state)
+
+
+class FixedNormalizeObservation(VectorWrapper):
+    """Observations with mean 0 and variance 1 under statistics of each member that never change,
+    not clipped.
+
+    Args:
+        env: [num_members * N] sub-environments with vector observations, member-major.
+        num_members: how many sets of statistics; they are those of `load_state_dict`, before
+            which observations pass as they are.
+    """
+
+    def __init__(self, env: VectorEnv, num_members: int) -> None:
+        super().__init__(env)
+        shape = env.single_observation_space.shape
+        assert shape is not None
+        self.single_observation_space = Box(-np.inf, np.inf, shape, np.float32)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self.mean: FloatArray = np.zeros((num_members, 1, *shape))
+        self.std: FloatArray = np.ones((num_members, 1, *shape))
+
+    def reset(self, **kwargs: Any) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Reset and normalise."""
+        observations, infos = self.env.reset(**kwargs)
+        return self._normalize(observations), infos
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], FloatArray, NDArray[np.bool_], NDArray[np.bool_], Any]:
+        """Step and normalise."""
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        if "final_obs" in infos:
+            done = np.flatnonzero(infos["_final_obs"])
+            last = observations.copy()
+            last[done] = np.stack(infos["final_obs"][done])
+            infos["final_obs"] = _only(done, self._normalize(last))
+        return self._normalize(observations), rewards, terminations, truncations, infos
+
+    def _normalize(self, observations: FloatArray) -> NDArray[np.float32]:
+        normalized = observations.reshape(len(self.mean), -1, observations.shape[-1]) - self.mean
+        normalized /= self.std
+        return normalized.astype(np.float32).reshape(observations.shape)
+
+    def state_dict(self) -> dict[str, FloatArray]:
+        """The statistics [num_members, 1, O]."""
+        return {"mean": self.mean.copy(), "std": self.std.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the statistics; ValueError if they are of other shapes."""
+        for name in ("mean", "std"):
+            own = getattr(self, name)
+            if np.shape(state[name]) != own.shape:
+                raise ValueError(
+                    f"The state's {name} has shape {np.shape(state[name])}, not {own.shape}."
+                )
+            own[...] = state[name]
+
+
+def random_action_statistics(
+    env: VectorEnv, reset_seeds: list[int], generators: list[np.random.Generator], steps: int
+) -> dict[str, FloatArray]:
+    """What `FixedNormalizeObservation` takes: mean and standard deviation of what is seen under
+    uniformly random actions, as "No Representation, No Trust" (Moalla et al., 2024) has it.
+
+    Args:
+        env: [len(generators) * N] sub-environments, member-major, used up by this.
+        reset_seeds: one per sub-environment.
+        generators: draw the members' actions.
+        steps: observations of each member that are counted, rounded up to a multiple of N.
+
+    Raises:
+        ValueError: the actions are not bounded.
+    """
+    space = env.single_action_space
+    assert isinstance(space, Box)
+    if not space.is_bounded():
+        raise ValueError(f"Random actions are drawn from a box, and {space} is not bounded.")
+    members = len(generators)
+    num_envs = env.num_envs // members
+    rounds = max(-(-steps // num_envs), 2)
+    shape = (rounds, num_envs, *space.shape)
+    draws = [generator.uniform(space.low, space.high, shape) for generator in generators]
+    actions = np.stack(draws, axis=1).astype(np.float32)
+    observations, _ = env.reset(seed=reset_seeds)  # type: ignore[arg-type]
+    seen = np.empty((members, rounds, num_envs, observations.shape[-1]))
+    for step in range(rounds):
+        seen[:, step] = observations.reshape(members, num_envs, -1)
+        observations, *_ = env.step(actions[step].reshape(env.action_space.shape or ()))
+    # One member after the other: a sum's bits depend on the shape of what is summed.
+    flat = [np.ascontiguousarray(one.reshape(rounds * num_envs, -1)) for one in seen]
+    return {
+        "mean": np.stack([one.mean(0) for one in flat])[:, None],
+        "std": np.stack([np.maximum(one.std(0, ddof=1), 1e-6) for one in flat])[:, None],
+    }
+
+
+class AppendTime(VectorWrapper):
+    """Observations with the time that has passed in the episode after them: −1 at its beginning, 1
+    at the time limit.
+
+    Args:
+        env: sub-environments with vector observations.
+        time_limit: steps.
+    """
+
+    def __init__(self, env: VectorEnv, time_limit: int) -> None:
+        super().__init__(env)
+        space = env.single_observation_space
+        assert isinstance(space, Box)
+        self.time_limit = time_limit
+        dtype = space.dtype.type
+        self.single_observation_space = Box(
+            np.append(space.low, dtype(-1)), np.append(space.high, dtype(np.inf)), dtype=dtype
+        )
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self.elapsed_steps = np.zeros(env.num_envs, np.int64)
+
+    def reset(self, **kwargs: Any) -> tuple[FloatArray, dict[str, Any]]:
+        """Reset; time begins anew, where that is not masked."""
+        mask = (kwargs.get("options") or {}).get("reset_mask", EVERYONE)
+        observations, infos = self.env.reset(**kwargs)
+        self.elapsed_steps[mask] = 0
+        return self._with_time(observations), infos
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step and append."""
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        self.elapsed_steps += 1
+        if "final_obs" in infos:
+            done = np.flatnonzero(infos["_final_obs"])
+            last = observations.copy()
+            last[done] = np.stack(infos["final_obs"][done])
+            infos["final_obs"] = _only(done, self._with_time(last))
+        self.elapsed_steps[terminations | truncations] = 0
+        return self._with_time(observations), rewards, terminations, truncations, infos
+
+    def _with_time(self, observations: FloatArray) -> FloatArray:
+        time = 2 * self.elapsed_steps / self.time_limit - 1
+        return np.concatenate([observations, time[:, None].astype(observations.dtype)], axis=1)
+
+    def state_dict(self) -> dict[str, NDArray[np.int64]]:
+        """Steps since each sub-environment's episode began."""
+        return {"elapsed_steps": self.elapsed_steps.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.elapsed_steps[:] = state["elapsed_steps"]
+
+
+def _only(ids: NDArray[np.intp], observations: NDArray[Any]) -> NDArray[np.object_]:
+    """The rows with these ids as a `final_obs` info has them: None elsewhere."""
+    rows = np.full(len(observations), None, dtype=object)
+    for i in ids:
+        rows[i] = observations[i]
+    return rows
 
 
 class NormalizeReward(MemberWrapper):

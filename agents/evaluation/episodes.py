@@ -98,7 +98,7 @@ def play(
     seeds: NDArray[np.int64],
     stochastic: bool = False,
 ) -> Iterator[Episodes]:
-    """Play every episode to its end, actions clipped to the box as in training.
+    """Play every episode to its end, actions clipped to the box if they were in training.
 
     Args:
         policies: S of them.
@@ -130,7 +130,9 @@ def play(
         saving.exclude(env, ~episodes.playing.ravel())
         with np.errstate(invalid="ignore", over="ignore"):
             actions = policies.act(observations.reshape(*shape, -1), starting)
-            actions = np.clip(actions.reshape(-1, *space.shape), space.low, space.high)
+            actions = actions.reshape(-1, *space.shape)
+            if policies.clips_actions:
+                actions = np.clip(actions, space.low, space.high)
             observations, rewards, terminations, truncations, infos = env.step(actions)
         starting[:] = False
         playing = episodes.playing

@@ -15,8 +15,10 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 import envs
+from agents import observation
 from agents.checkpoint import DamagedCheckpointError, checkpoints, load_checkpoint
 from agents.config import TrainConfig
+from agents.distribution import squash, std_of_output_numpy
 from agents.networks import ActorCritic
 from agents.run_directory import CONFIG_FILE, RunDirectory
 from envs.normalization import NormalizeObservation
@@ -40,6 +42,7 @@ class Policies(ABC):
         action_space: of one environment.
         seeds: the seed that each was trained with, None where that is not known.
         halted: policy → why and when its training was halted.
+        clips_actions: whether actions are clipped to the box before the environment sees them.
         checkpoint: name of the file that holds them.
         step: environment steps that each was trained for, or None.
     """
@@ -65,6 +68,7 @@ class Policies(ABC):
         self.checkpoint = checkpoint
         self.step = step
         self.halted = halted or {}
+        self.clips_actions = True
 
     @abstractmethod
     def select(self, members: Sequence[int]) -> Policies:
@@ -114,7 +118,7 @@ class RunPolicies(Policies):
     Args:
         config: the run's settings.
         parameters: [S, D].
-        moments: mean, var and count of each member's observations; None if it saw them raw.
+        statistics: of the normaliser of each member's observations; None if it saw them raw.
         **details: see `Policies`.
     """
 
@@ -122,19 +126,21 @@ class RunPolicies(Policies):
         self,
         config: TrainConfig,
         parameters: torch.Tensor,
-        moments: dict[str, NDArray] | None,
+        statistics: dict[str, NDArray] | None,
         **details: Any,
     ) -> None:
         super().__init__(**details)
         self.config = config
-        self.moments = moments
+        self.statistics = statistics
+        self.clips_actions = config.environment.clip_actions
         self.networks = ActorCritic(
             config.member_seeds[: len(parameters)],  # only their number matters here
-            self.observation_size,
+            self.observation_size + config.environment.time_in_observation,
             gym.spaces.flatdim(self.action_space),
             config.ppo.hidden_sizes,
             config.ppo.activation,
             config.ppo.layer_norm,
+            state_dependent_std=config.ppo.state_dependent_std,
         )
         if parameters.shape != self.networks.parameters.data.shape:
             raise ValueError(
@@ -157,7 +163,8 @@ class RunPolicies(Policies):
         try:
             agent = state["agent"]
             healthy, parameters = agent["healthy"], agent["parameters"]
-            moments = agent["environment"].get("NormalizeObservation")
+            normalizer = observation.normalizer_class(config)
+            statistics = agent["environment"][normalizer.__name__] if normalizer else None
             step = agent["iteration"] * config.steps_per_iteration
             causes = {event["seed"]: event for event in state.get("halted", [])}
         except (KeyError, TypeError, AttributeError):
@@ -171,7 +178,7 @@ class RunPolicies(Policies):
         return cls(
             config,
             parameters,
-            moments if config.environment.normalize_observations else None,
+            statistics,
             path=path,
             env_id=config.run.env,
             env_kwargs=config.run.env_kwargs,
@@ -185,11 +192,11 @@ class RunPolicies(Policies):
 
     def select(self, members: Sequence[int]) -> RunPolicies:
         members = list(members)
-        moments = self.moments
+        statistics = self.statistics
         return RunPolicies(
             self.config,
             self.networks.parameters.data[members],
-            moments and {name: values[members] for name, values in moments.items()},
+            statistics and {name: values[members] for name, values in statistics.items()},
             path=self.path,
             env_id=self.env_id,
             env_kwargs=self.env_kwargs,
@@ -202,12 +209,15 @@ class RunPolicies(Policies):
         )
 
     def wrap(self, env: VectorEnv) -> VectorEnv:
-        if self.moments is None:
-            return env
-        normalized = NormalizeObservation(env, num_members=len(self.seeds))
-        normalized.update_running_mean = False
-        normalized.load_state_dict(self.moments)
-        return normalized
+        normalizer = observation.normalizer_class(self.config)
+        if normalizer:
+            assert self.statistics
+            normalized = normalizer(env, num_members=len(self.seeds))
+            normalized.load_state_dict(self.statistics)
+            if isinstance(normalized, NormalizeObservation):
+                normalized.update_running_mean = False
+            env = normalized
+        return observation.append_time(env, self.config)
 
     def start(self, noise_seeds: NDArray[np.int64] | None) -> None:
         self._noise = (
@@ -220,12 +230,19 @@ class RunPolicies(Policies):
         padded = np.zeros((members, chunks * ROWS, size), np.float32)
         padded[:, :episodes] = observations
         rows = padded.reshape(members, chunks, ROWS, size).swapaxes(0, 1)
-        actions = self.networks.actor.infer(np.ascontiguousarray(rows), self._layers)
-        actions = actions.swapaxes(0, 1).reshape(members, chunks * ROWS, -1)[:, :episodes]
+        outputs = self.networks.actor.infer(np.ascontiguousarray(rows), self._layers)
+        outputs = outputs.swapaxes(0, 1).reshape(members, chunks * ROWS, -1)[:, :episodes]
+        actions = outputs[..., : self.networks.action_size]
         if self._noise is not None:
             noise = np.stack([g.standard_normal(actions.shape[2]) for g in self._noise])
-            std = self.networks.log_std.exp().cpu().numpy()[:, None]
+            if self.networks.state_dependent_std:
+                std = std_of_output_numpy(outputs[..., self.networks.action_size :])
+            else:
+                std = self.networks.log_std.exp().cpu().numpy()[:, None]
             actions = actions + std * noise.reshape(actions.shape).astype(np.float32)
+        if self.config.ppo.squash_actions:
+            assert isinstance(self.action_space, gym.spaces.Box)
+            return squash(actions, self.action_space.low.ravel(), self.action_space.high.ravel())
         return actions
 
 

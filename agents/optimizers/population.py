@@ -45,6 +45,7 @@ class PopulationOptimizer:
         hyper_parameters: of the optimizer, over the registered defaults.
         one_per_member: make one instance per member in any case, a population of one, so that
             `step` can leave some members out. It moves them by the same bits.
+        keep_tensors: give the optimizer the stacked tensors even where one flat one would do.
 
     Raises:
         ValueError: if the optimizer or one of its hyper-parameters is unknown or out of range.
@@ -58,12 +59,15 @@ class PopulationOptimizer:
         generators: list[torch.Generator],
         hyper_parameters: dict[str, Any],
         one_per_member: bool = False,
+        keep_tensors: bool = False,
     ) -> None:
         spec = get(name)
         hyper_parameters = spec.resolve(hyper_parameters)
         self.parameters = parameters
         self.num_members = len(parameters.data)
         self.layout = spec.layout_for(hyper_parameters)
+        if keep_tensors and self.layout == "flat":
+            self.layout = "stacked"
         self.one_per_member = one_per_member or self.layout == "member"
         spans = [slice(0, self.num_members)]
         if self.one_per_member:

@@ -56,6 +56,12 @@ def export_sb3(run: str | Path, member: int, path: str | Path) -> tuple[Path, Pa
             f"{run} was trained with layer normalisation, which SB3's MlpPolicy does not have; "
             "score it with evaluate.py, or train without --layer-norm."
         )
+    foreign = _without_equivalent(config)
+    if foreign:
+        raise ValueError(
+            f"{run} was trained with {foreign}, which SB3's PPO does not have; score it with"
+            " evaluate.py."
+        )
     state = _newest_state(directory)
     path = Path(path) if Path(path).suffix else Path(path).with_suffix(".zip")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +80,18 @@ def export_sb3(run: str | Path, member: int, path: str | Path) -> tuple[Path, Pa
     statistics_path = path.with_name(f"{path.stem}_vecnormalize.pkl")
     statistics.save(str(statistics_path))
     return path, statistics_path
+
+
+def _without_equivalent(config: TrainConfig) -> str | None:
+    """The flag of a setting that changes what is played, and that SB3 cannot express."""
+    settings = {
+        "--state-dependent-std": config.ppo.state_dependent_std,
+        "--squash-actions": config.ppo.squash_actions,
+        "--no-clip-actions": not config.environment.clip_actions,
+        "--time-in-observation": config.environment.time_in_observation,
+        "--fixed-normalization-steps": config.environment.fixed_normalization_steps > 0,
+    }
+    return next((flag for flag, used in settings.items() if used), None)
 
 
 def _newest_state(directory: RunDirectory) -> dict[str, Any]:
@@ -99,7 +117,7 @@ def _model(config: TrainConfig, env: DummyVecEnv) -> PPO:
         gae_lambda=ppo.gae_lambda,
         clip_range=ppo.clip_coef,
         clip_range_vf=ppo.clip_coef if ppo.clip_value_loss else None,
-        normalize_advantage=ppo.normalize_advantages,
+        normalize_advantage=ppo.normalize_advantages != "off",
         ent_coef=ppo.entropy_coef,
         vf_coef=ppo.value_coef / 2,  # SB3's value loss is without our factor ½
         max_grad_norm=ppo.max_grad_norm or np.inf,

@@ -21,6 +21,36 @@ SMALL = {
     "steps": 64 * 4,
     "threads": 1,
 }
+NATURE = {
+    "minibatches": 2,
+    "normalize_observations": False,
+    "normalize_rewards": False,
+    "clip_actions": False,
+    "clip_value_loss": False,
+    "max_grad_norm": 0.0,
+    "normalize_advantages": "rollout",
+    "activation": "relu",
+    "initialization": "lecun_uniform",
+}
+NO_REPRESENTATION = {
+    "envs_per_seed": 2,
+    "normalize_rewards": False,
+    "fixed_normalization_steps": 50,
+    "time_in_observation": True,
+    "clip_value_loss": False,
+    "separate_gradient_clipping": True,
+    "separate_optimizers": True,
+    "max_log_ratio": 20.7,
+    "initialization": "pytorch",
+    "state_dependent_std": True,
+    "squash_actions": True,
+}
+PROTOCOLS = {
+    "nature": NATURE,
+    "no_representation": NO_REPRESENTATION,
+    "squashed_free_std": {"squash_actions": True, "entropy_coef": 0.01},
+    "network_std": {"state_dependent_std": True, "target_kl": 0.003, "layer_norm": True},
+}
 ODD = {"hidden_sizes": (13, 7), "rollout_steps": 45, "minibatches": 5, "steps": 45 * 4}
 
 
@@ -124,6 +154,41 @@ def test_a_threshold_that_is_never_reached_changes_nothing(opt):
     ]
     ours, theirs = [{**state, "optimizer": None} for state in states]
     assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("opt", ["adam", "upgd"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_member_is_independent_under_every_protocol(protocol, opt):
+    changes = {"opt": opt, **ODD, **PROTOCOLS[protocol], "minibatches": 5}
+    together, report = advanced(Population(config(seeds=3, **changes)))
+    alone, own = advanced(Population(config(seeds=1, seed=2, **changes)))
+    assert_equal(member_of(together, 1, 3), alone)
+    for name, values in own.scalars.items():
+        np.testing.assert_array_equal(report.scalars[name][1:2], values)
+
+
+@pytest.mark.parametrize("opt", ["adam", "upgd"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_under_every_protocol_a_restored_population_goes_on(protocol, opt):
+    changes = {"opt": opt, **PROTOCOLS[protocol]}
+    whole = Population(config(seeds=2, **changes))
+    halfway, _ = advanced(whole, 2)
+    expected, _ = advanced(whole, 2)
+    restored = Population(config(seeds=2, threads=2, **changes))
+    restored.load_state_dict(halfway)
+    assert_equal(advanced(restored, 2)[0], expected)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_under_every_protocol_arms_differ_in_the_optimizer_alone(protocol):
+    learners = [
+        make_learner(config(opt=name, **PROTOCOLS[protocol]), [7]) for name in ("adam", "upgd")
+    ]
+    assert torch.equal(*[learner.networks.parameters.data for learner in learners])
+    for learner in learners:
+        learner.collector.collect()
+    for name in ("observations", "actions", "rewards", "dones", "log_probs", "values"):
+        np.testing.assert_array_equal(*[getattr(learner.rollout, name) for learner in learners])
 
 
 def test_the_number_of_threads_changes_nothing():

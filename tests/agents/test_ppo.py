@@ -1,5 +1,7 @@
 """What PPO does with its settings, seen from outside."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -49,9 +51,27 @@ def autograd_gradient(networks, minibatch, settings):
         weight, bias = views[f"{name}.output.weight"], views[f"{name}.output.bias"]
         return torch.einsum("sbi,soi->sbo", h, weight) + bias[:, None]
 
-    std = views["actor.log_std"].exp()[:, None]
-    policy = torch.distributions.Normal(mlp("actor", minibatch["observations"]), std)
-    ratio = (policy.log_prob(minibatch["actions"]).sum(-1) - minibatch["log_probs"]).exp()
+    means = mlp("actor", minibatch["observations"])
+    if settings.state_dependent_std:
+        means, raw = means.chunk(2, -1)
+        # softplus with a floor of 0.01, and 1 at 0
+        std = torch.nn.functional.softplus(raw + math.log(math.expm1(0.99))) + 0.01
+    else:
+        std = views["actor.log_std"].exp()[:, None]
+    policy, draws = torch.distributions.Normal(means, std), minibatch["actions"]
+    log_ratio = policy.log_prob(draws).sum(-1) - minibatch["log_probs"]
+    entropy = policy.entropy().sum(-1)
+    if settings.squash_actions:
+        # The ratio of squashed actions, each probability with its correction.
+        tanh = torch.distributions.TanhTransform()
+        squashed = torch.distributions.TransformedDistribution(policy, tanh)
+        before = minibatch["log_probs"] - tanh.log_abs_det_jacobian(draws, None).sum(-1)
+        log_ratio = squashed.log_prob(tanh(draws)).sum(-1) - before
+        moved = means + std * ((draws - means) / std).detach()
+        entropy = entropy + tanh.log_abs_det_jacobian(moved, None).sum(-1)
+    if settings.max_log_ratio is not None:
+        log_ratio = log_ratio.clamp(-settings.max_log_ratio, settings.max_log_ratio)
+    ratio = log_ratio.exp()
     advantages, clip = minibatch["advantages"], settings.clip_coef
     policy_loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
     values = mlp("critic", minibatch["observations"]).squeeze(-1)
@@ -60,7 +80,6 @@ def autograd_gradient(networks, minibatch, settings):
         change = (values - minibatch["values"]).clamp(-clip, clip)
         clipped = (minibatch["values"] + change - minibatch["returns"]) ** 2
         value_losses = torch.max(value_losses, clipped)
-    entropy = policy.entropy().sum(-1)
     loss = (
         policy_loss - settings.entropy_coef * entropy + settings.value_coef * 0.5 * value_losses
     ).mean(1)
@@ -85,8 +104,21 @@ def autograd_gradient(networks, minibatch, settings):
         {"clip_value_loss": False, "entropy_coef": 0.01},
         {"hidden_sizes": (24, 7, 16), "activation": "relu"},
         {"hidden_sizes": (5,)},
+        {"state_dependent_std": True},
+        {"state_dependent_std": True, "squash_actions": True, "entropy_coef": 0.1},
+        {"squash_actions": True, "entropy_coef": 0.1, "activation": "relu"},
+        {"max_log_ratio": 0.5, "clip_value_loss": False, "value_coef": 2.0},
     ],
-    ids=["default", "other_loss", "relu", "shallow"],
+    ids=[
+        "default",
+        "other_loss",
+        "relu",
+        "shallow",
+        "network_std",
+        "network_std_squashed",
+        "squashed",
+        "clamped_ratio",
+    ],
 )
 @pytest.mark.parametrize("by", ["operations", "operations_in_float32", "kernels"])
 def test_the_written_out_gradient_is_that_of_automatic_differentiation(by, changes, monkeypatch):
@@ -102,6 +134,7 @@ def test_the_written_out_gradient_is_that_of_automatic_differentiation(by, chang
         settings.hidden_sizes,
         settings.activation,
         dtype=dtype,
+        state_dependent_std=settings.state_dependent_std,
     )
     assert networks.uses_kernels == (by == "kernels")
     torch.manual_seed(0)

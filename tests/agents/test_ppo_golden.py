@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from agents.config import PPOConfig
+from agents.config import PPOConfig, TrainConfig
 from agents.networks import ActorCritic
+from agents.optimizers import hyper_parameters_of
 from agents.optimizers.population import PopulationOptimizer
 from agents.ppo import PPO
 from agents.ppo_gradient import MINIBATCH_STATISTICS
+from agents.presets import load_preset
 from agents.random_streams import RandomStreams
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
+ROOT = Path(__file__).parent.parent.parent
+FIXTURES = ROOT / "tests/fixtures"
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 LAYERS = {"0": "layer_1", "2": "layer_2", "4": "output"}
 
@@ -34,7 +37,7 @@ class RecordedEnv(gym.vector.VectorEnv):
 
 def our_name(name):
     """`actor_mean.0.weight` → `actor.layer_1.weight`."""
-    if name == "actor_logstd":
+    if name in ("actor_logstd", "log_std"):
         return "actor.log_std"
     network, layer, tensor = name.split(".")
     return f"{network.removesuffix('_mean')}.{LAYERS[layer]}.{tensor}"
@@ -113,3 +116,72 @@ def test_a_recorded_update_is_reproduced(optimizer, num_members):
                 np.testing.assert_allclose(
                     ours.numpy().reshape(golden[name].shape), golden[name], **TOLERANCE
                 )
+
+
+@pytest.mark.parametrize("num_members", [1, 3])
+def test_a_recorded_update_of_the_nature_paper_is_reproduced(num_members):
+    golden = np.load(FIXTURES / "nature_ppo_update.npz", allow_pickle=False)
+    settings = json.loads(str(golden["settings"]))
+    protocol = load_preset(ROOT / "configs/protocols/nature.yaml", TrainConfig())
+    assert protocol.ppo.value_coef == 2 * settings["value_coef_on_mse"]
+    assert protocol.ppo.learning_rate == settings["lr"]
+    steps, action_size = golden["actions"].shape
+    observation_size = golden["obs"].shape[1]
+    config = protocol.with_flat(
+        {
+            "rollout_steps": steps,
+            "minibatches": settings["minibatches"],
+            "epochs": settings["epochs"],
+            "hidden_sizes": (16, 16),
+        }
+    )
+    hyper_parameters = hyper_parameters_of("adam", config.run.opt_defaults, {})
+    seeds = list(range(num_members))
+    networks = ActorCritic(
+        seeds,
+        observation_size,
+        action_size,
+        config.ppo.hidden_sizes,
+        config.ppo.activation,
+        dtype=torch.float64,
+    )
+    for name in golden.files:
+        if name.startswith("init/"):
+            networks.parameters.views[our_name(name.removeprefix("init/"))][:] = torch.from_numpy(
+                golden[name]
+            )
+    streams = RandomStreams.from_seeds(seeds)
+    ppo = PPO(
+        config.ppo,
+        RecordedEnv(num_members, observation_size, action_size),
+        [0] * num_members,
+        networks,
+        PopulationOptimizer(
+            "adam",
+            networks.parameters,
+            config.ppo.learning_rate,
+            streams.optimizer_noise,
+            hyper_parameters,
+        ),
+        streams,
+        num_iterations=1,
+    )
+    rollout = ppo.rollout
+    rollout.observations[:, :, 0] = golden["obs"][:-1]
+    rollout.next_observations[:, 0] = golden["obs"][-1]
+    rollout.actions[:, :, 0] = golden["actions"]
+    rollout.rewards[:, :, 0] = golden["rewards"]
+    rollout.log_probs[:, :, 0] = golden["log_probs"]
+    rollout.values[:, :, 0] = golden["values"][:-1]
+    rollout.dones[:, 1:, 0] = golden["dones"][:-1]  # theirs: the step ended the episode
+    rollout.next_dones[:, 0] = golden["dones"][-1]
+
+    advantages, returns = ppo.estimate_advantages()
+    np.testing.assert_allclose(returns[0, :, 0], golden["returns"], rtol=1e-6, atol=1e-6)
+    permutations = torch.from_numpy(golden["permutations"]).unsqueeze(1)
+    ppo.update(advantages, returns, permutations.expand(-1, num_members, -1))
+    for member in range(num_members):
+        for name in golden.files:
+            if name.startswith("final/"):
+                ours = networks.parameters.views[our_name(name.removeprefix("final/"))][member]
+                np.testing.assert_allclose(ours.numpy(), golden[name], **TOLERANCE, err_msg=name)
