@@ -15,12 +15,15 @@ import torch
 import tyro
 
 from agents.config import TrainConfig
+from agents.output import forgiving_output
 from agents.population import Population
 from agents.presets import load_preset
 from agents.run_directory import RunDirectory
 from agents.runner import Outcome, Runner, newest_state
 
 USAGE_ERROR = 2
+FAILED = 70
+"""The exit code of a run that a worker process's death has ended (sysexits' EX_SOFTWARE)."""
 UNSAVED = 74
 """The exit code of a run whose last checkpoint could not be written (sysexits' EX_IOERR)."""
 INTERRUPTED = 75
@@ -114,6 +117,7 @@ def set_up(command: Command) -> Runner:
     return runner
 
 
+@forgiving_output()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
@@ -142,6 +146,13 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         code = UNSAVED
+    elif outcome is Outcome.FAILED:
+        print(
+            "train.py: error: The run cannot go on. Everything up to the iteration in which that"
+            f" happened is saved; continue with:\n  train.py --resume {path}",
+            file=sys.stderr,
+        )
+        code = FAILED
     elif outcome is Outcome.INTERRUPTED:
         print(f"Interrupted; everything is saved. Continue with:\n  train.py --resume {path}")
         code = INTERRUPTED
