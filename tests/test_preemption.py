@@ -26,6 +26,7 @@ import agents.records
 import agents.runner
 import agents.stopping
 import agents.telemetry
+import agents.whole_files
 import train
 from agents.checkpoint import checkpoints, load_checkpoint
 
@@ -63,8 +64,10 @@ def finish(process, seconds=120):
     return process.exitcode
 
 
-def kill_at(owner, name, call, before):
+def kill_at(owner, name, call, before, about=""):
     """Have the process kill itself at the n-th call of a function: just before it, or after.
+
+    Only calls whose arguments speak of `about` are counted.
 
     Its workers, forked from it, are ahead of it at times; they live on until it dies.
     """
@@ -74,7 +77,9 @@ def kill_at(owner, name, call, before):
 
         def fatal(*arguments, **keywords):
             nonlocal calls
-            calls += os.getpid() == run
+            if os.getpid() != run or about not in str(arguments):
+                return original(*arguments, **keywords)
+            calls += 1
             if calls == call and before:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = original(*arguments, **keywords)
@@ -110,10 +115,11 @@ def assert_same_run(ours, theirs):
 KILL_POINTS = [
     ("a step of the rollout", agents.collector.Collector, "_by_env", 150, True),
     ("an update", agents.ppo, "compute_gradient", 30, True),
-    ("a checkpoint before it has its name", agents.checkpoint.os, "replace", 9, True),
+    ("a checkpoint before it has its name", agents.whole_files.os, "replace", 3, True, "step-"),
     ("the dropping of old checkpoints", agents.checkpoint, "checkpoints", 3, True),
     ("the writing of records", agents.records.pq, "write_table", 2, False),
-    ("the writing of events", agents.event_log.os, "fsync", 5, True),
+    ("the writing of records", agents.whole_files.os, "replace", 2, True, "part-"),
+    ("the writing of events", agents.event_log.os, "fsync", 19, True),
 ]
 
 
