@@ -137,7 +137,11 @@ def main(arguments: list[str] | None = None) -> int:
             f"{config.run.env} cannot save its state exactly: if this run is interrupted and"
             " continued, its episodes will begin anew."
         )
-    outcome = runner.run()
+    try:
+        outcome = runner.run()
+    except BaseException:
+        runner.agent.close()
+        raise
     if outcome is Outcome.UNSAVED:
         print(
             f"train.py: error: The last checkpoint could not be written to {path}; those in"

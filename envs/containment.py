@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from typing import Any
 
@@ -67,6 +68,11 @@ class ContainedEnv(gymnasium.Wrapper[Observation, NDArray[Any], Observation, NDA
             except (Exception, SystemExit) as error:
                 self.failure = _describe("step()", error)
         return self._observation, 0.0, False, False, {"simulation_error": self.failure}
+
+    def close(self) -> None:
+        """Close it, as far as it lets us."""
+        with contextlib.suppress(Exception, SystemExit):
+            super().close()
 
     def _checked(self, observation: Observation) -> Observation:
         if np.shape(observation) != self._observation.shape:

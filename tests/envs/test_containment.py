@@ -38,7 +38,7 @@ class Failing(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self.sick, self.steps = seed >= self.sick_from, 0
-        if self.sick and self.steps == 4 or self.sick and self.kind == "at first":
+        if self.sick and (self.steps == 4 or self.kind == "at first"):
             raises()
         self.position = self.np_random.normal(size=2).astype(np.float32)
         return self.position.copy(), {}
