@@ -183,7 +183,7 @@ class Telemetry:
             for log in self._logs.values()
             if log.lost_bytes
         ]
-        rows = state.get("rows", {})  # Checkpoints of version 0.1.0 have none.
+        rows = state.get("rows", {})  # Older checkpoints have none.
         for name, table in self._tables.items():
             damages += table.rewind(step, rows.get(name))
         return damages

@@ -227,7 +227,7 @@ def test_a_run_killed_while_writing_leaves_records_that_can_be_read_and_nothing_
     assert finish(killed) == -signal.SIGKILL
     assert list(Path("run").rglob("*.partial"))
     assert len(pd.read_parquet("run/records/statistics"))
-    # As version 0.1.0 named them.
+    # As they were named before.
     for name in ("checkpoints/step-000000000064.partial", "records/events/part-1.partial"):
         Path("run", name).parent.mkdir(exist_ok=True)
         Path("run", name).write_bytes(b"half of it")
