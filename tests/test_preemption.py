@@ -322,6 +322,19 @@ def test_no_worker_outlives_a_run_that_is_killed_even_if_it_hangs():
     wait_for_end_of(worker)
 
 
+def test_a_worker_whose_run_is_gone_ends_without_a_word(capfd):
+    """Its report is unread, so that its connection is reset rather than closed."""
+    process = in_a_process(ENDLESS)
+    wait_until(lambda: len(checkpoints(Path("run/checkpoints"))) > 1, process)
+    [worker] = children_of(process)
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_until(lambda: sleeps(worker), process)
+    process.kill()
+    finish(process)
+    wait_for_end_of(worker)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def wait_for_end_of(pid):
     end = time.monotonic() + 60
     while not is_gone(pid):
