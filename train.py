@@ -15,12 +15,15 @@ import torch
 import tyro
 
 from agents.config import TrainConfig
+from agents.output import forgiving_output
 from agents.population import Population
 from agents.presets import load_preset
 from agents.run_directory import RunDirectory
 from agents.runner import Outcome, Runner, newest_state
 
 USAGE_ERROR = 2
+FAILED = 70
+"""The exit code of a run that a worker process's death has ended (sysexits' EX_SOFTWARE)."""
 UNSAVED = 74
 """The exit code of a run whose last checkpoint could not be written (sysexits' EX_IOERR)."""
 INTERRUPTED = 75
@@ -114,6 +117,7 @@ def set_up(command: Command) -> Runner:
     return runner
 
 
+@forgiving_output()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
@@ -135,7 +139,11 @@ def main(arguments: list[str] | None = None) -> int:
             f"{config.run.env} cannot save its state exactly: if this run is interrupted and"
             " continued, its episodes will begin anew."
         )
-    outcome = runner.run()
+    try:
+        outcome = runner.run()
+    except BaseException:
+        runner.agent.close()
+        raise
     if outcome is Outcome.UNSAVED:
         print(
             f"train.py: error: The last checkpoint could not be written to {path}; those in"
@@ -144,6 +152,13 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         code = UNSAVED
+    elif outcome is Outcome.FAILED:
+        print(
+            "train.py: error: The run cannot go on. Everything up to the iteration in which that"
+            f" happened is saved; continue with:\n  train.py --resume {path}",
+            file=sys.stderr,
+        )
+        code = FAILED
     elif outcome is Outcome.INTERRUPTED:
         print(f"Interrupted; everything is saved. Continue with:\n  train.py --resume {path}")
         code = INTERRUPTED

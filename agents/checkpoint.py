@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from agents.whole_files import make_folder, sync_folder, write_whole
 
 DIGEST_LENGTH = 16
 _ARRAY_KEY = "__numpy__"
@@ -31,23 +33,24 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         folder: the run's `checkpoints/`; made if missing.
         step: environment steps per member.
         state: nested dicts and lists of tensors, arrays and plain values.
-        keep: how many of the newest to keep.
+        keep: how many of the newest to keep; damaged ones do not count.
+
+    Raises:
+        OSError: if it cannot be written; the others are then all there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     buffer = io.BytesIO()
     torch.save(_pack(state), buffer)
     content = buffer.getbuffer()
-    digest = hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
-    path = folder / f"step-{step:012d}-{digest}.pt"
-    partial = folder / f"step-{step:012d}.partial"
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync_folder(folder)
-    for old in checkpoints(folder)[keep:]:
-        old.unlink()
+    path = folder / f"step-{step:012d}-{_digest(content)}.pt"
+    write_whole(path, content)
+    sync_folder(folder)
+    whole = 0
+    for candidate in checkpoints(folder):
+        if whole >= keep:
+            candidate.unlink()
+        else:
+            whole += _is_whole(candidate, candidate.stat().st_mtime_ns)
     return path
 
 
@@ -57,8 +60,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpointError: if the file is not what was written.
     """
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpointError(
+            f"The checkpoint {path} cannot be read: {error.strerror}."
+        ) from error
+    digest = _digest(content)
     if not path.stem.endswith(digest):
         raise DamagedCheckpointError(
             f"The checkpoint {path} is damaged: its checksum is {digest}, not that of its name."
@@ -75,12 +83,17 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*-*.pt"), reverse=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _digest(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
+
+
+@cache
+def _is_whole(path: Path, modified: int) -> bool:
+    """Whether a file is what was written; each is read once, unless it has been `modified`."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return path.stem.endswith(_digest(path.read_bytes()))
+    except OSError:
+        return False
 
 
 def _pack(tree: Any) -> Any:

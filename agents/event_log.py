@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,9 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_STRING
 from tensorboard.plugins.custom_scalar import metadata as custom_scalars
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.histogram import metadata as histograms
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
+
+from agents.whole_files import make_folder, sync_folder
 
 FILE_NAME = "events.out.tfevents.0"
 _FILE_VERSION = Event(file_version="brain.Event:2")
@@ -30,20 +34,25 @@ class EventLog:
     What is logged is gathered in memory until `flush`.
 
     Args:
-        folder: the run, as TensorBoard names it; made if missing.
+        folder: the run, as TensorBoard names it; made with the first flush.
         position: bytes of an existing file to keep; what follows them is cut off.
 
     Attributes:
+        path: the file.
         position: bytes of the file that are written for good.
+        lost_bytes: of those that were to be kept, how many are not there or cannot be read.
     """
 
     def __init__(self, folder: Path, position: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / FILE_NAME
+        self.path = folder / FILE_NAME
         self._buffer = io.BytesIO()
         self._writer = RecordWriter(self._buffer)
-        self.position = position
-        if position == 0:
+        self.position = 0
+        if position and self.path.is_file():
+            with open(self.path, "rb") as file:
+                self.position = _end_of_whole_events(file, position)
+        self.lost_bytes = position - self.position
+        if self.position == 0:
             self._writer.write(_FILE_VERSION.SerializeToString())
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -89,12 +98,15 @@ class EventLog:
         Raises:
             OSError: if it cannot be written; it is then kept, and the next flush writes it.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        vanished = self.position > 0 and not self._path.exists()
-        with open(self._path, "r+b" if self._path.exists() else "wb") as file:
-            file.truncate(0 if vanished else self.position)
-            file.seek(0, os.SEEK_END)
-            if vanished:
+        make_folder(self.path.parent)
+        exists = self.path.exists()
+        with open(self.path, "r+b" if exists else "wb") as file:
+            position = self.position
+            if file.seek(0, os.SEEK_END) < position:  # Somebody has cut or removed it.
+                position = _end_of_whole_events(file, position)
+            file.truncate(position)
+            file.seek(position)
+            if position == 0 < self.position:
                 RecordWriter(file).write(_FILE_VERSION.SerializeToString())
             file.write(self._buffer.getbuffer())
             file.flush()
@@ -103,6 +115,8 @@ class EventLog:
             self.position = file.tell()
         self._buffer.seek(0)
         self._buffer.truncate()
+        if not exists:
+            sync_folder(self.path.parent)
 
     def _tensors(
         self, step: int, tensors: Mapping[str, TensorProto], metadata: SummaryMetadata
@@ -119,3 +133,18 @@ class EventLog:
 
 def _tensor_shape(shape: tuple[int, ...]) -> TensorShapeProto:
     return TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in shape])
+
+
+def _end_of_whole_events(file: BinaryIO, limit: int) -> int:
+    """Where the last event ends that lies within the first `limit` bytes, as do all before it."""
+    limit = min(limit, file.seek(0, os.SEEK_END))
+    end = 0
+    # An event is its length, that one's checksum, the event and its checksum.
+    while end + 16 <= limit:
+        file.seek(end)
+        size, checksum = file.read(8), file.read(4)
+        following = end + 16 + struct.unpack("<Q", size)[0]
+        if struct.pack("<I", masked_crc32c(size)) != checksum or following > limit:
+            break
+        end = following
+    return end

@@ -55,7 +55,7 @@ class ProgressDisplay:
         self.print_every = print_every
         self._last_line = -float("inf")
         self._bar: Progress | None = None
-        if sys.stdout.isatty():
+        if sys.stdout is not None and sys.stdout.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
-import os
+import io
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from agents.whole_files import PARTIAL, make_folder, sync_folder, write_whole
 
 EPISODES = pa.schema(
     [
@@ -49,11 +52,15 @@ class RecordTable:
     Args:
         folder: where the parts lie; made when the first part is written.
         schema: the columns.
+
+    Attributes:
+        written_rows: how many rows the parts hold.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self.folder = folder
         self.schema = schema
+        self.written_rows = 0
         self._pending: list[pa.RecordBatch] = []
 
     def append(self, columns: dict[str, Any]) -> None:
@@ -67,23 +74,66 @@ class RecordTable:
         """Rows not yet written."""
         return sum(batch.num_rows for batch in self._pending)
 
-    def flush(self, step: int) -> None:
-        """Write the gathered rows as `part-STEP.parquet`, whole or not at all."""
-        if not self._pending:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"part-{step:012d}.parquet"
-        partial = path.with_suffix(".partial")
-        table = pa.Table.from_batches(self._pending, self.schema)
-        pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
-        self._pending = []
+    def flush(self, step: int, sync: bool = False) -> None:
+        """Write the gathered rows as a new part, whole or not at all; no part is ever replaced.
 
-    def rewind(self, step: int) -> None:
-        """Forget the parts written after `step`, as if the run had stopped there."""
-        self._pending = []
-        for partial in self.folder.glob("*.partial"):
-            partial.unlink()
-        for path in self.folder.glob("part-*.parquet"):
-            if int(path.stem.removeprefix("part-")) > step:
+        Args:
+            step: environment steps of each member so far; no row is of a later one.
+            sync: see the names of all parts through to the disk.
+        """
+        if self._pending:
+            make_folder(self.folder)
+            table = pa.Table.from_batches(self._pending, self.schema)
+            content = io.BytesIO()
+            pq.write_table(table, content, compression="zstd")
+            # Not in the folder: readers take every file there for a part.
+            partial = self.folder.with_name(f".{self.folder.name}{PARTIAL}")
+            write_whole(self._new_part(step), content.getbuffer(), partial)
+            self.written_rows += table.num_rows
+            self._pending = []
+        if sync and self.folder.is_dir():
+            sync_folder(self.folder)
+
+    def rewind(self, step: int, rows: int | None = None) -> list[str]:
+        """Forget the parts written after `step`, as if the run had stopped there.
+
+        Args:
+            step: environment steps of each member.
+            rows: how many rows had been written then; None if nobody knows.
+
+        Returns:
+            What is wrong with those that stay, a sentence each.
+        """
+        self._pending, self.written_rows = [], 0
+        damages = []
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            if _step_of(path) > step:
                 path.unlink()
+                continue
+            try:
+                self.written_rows += pq.read_metadata(path).num_rows
+            except (pa.ArrowException, OSError):
+                damages.append(
+                    f"{path} is not a readable Parquet file (cut short or damaged); restore it, or"
+                    " move it away to read the rest."
+                )
+        if rows is not None and self.written_rows < rows and not damages:
+            damages.append(
+                f"{self.folder} lacks {rows - self.written_rows:,} of the {rows:,} rows that it had"
+                " at the checkpoint: parts of it are missing."
+            )
+        return damages
+
+    def _new_part(self, step: int) -> Path:
+        """A name that no part has. By name, parts are in the order in which they were written."""
+        path = self.folder / f"part-{step:012d}.parquet"
+        for number in count(1):
+            if not path.exists():
+                break
+            path = self.folder / f"part-{step:012d}_{number:03d}.parquet"
+        return path
+
+
+def _step_of(part: Path) -> int:
+    """Of `part-STEP.parquet`, or `part-STEP_N.parquet` where there was one already."""
+    return int(part.stem.removeprefix("part-").partition("_")[0])

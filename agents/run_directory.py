@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -19,6 +20,7 @@ import yaml
 from agents import compiled
 from agents.config import TrainConfig
 from agents.presets import load_preset
+from agents.whole_files import make_folder, remove_partial_files, sync_folder, write_whole
 
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
@@ -60,7 +62,7 @@ class RunDirectory:
             raise ValueError(f"{path} is not an empty directory; give another --out.")
         directory = cls(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             directory.lock()
             directory.describe(config)
         except OSError as error:
@@ -84,7 +86,8 @@ class RunDirectory:
         return cls(path), load_preset(path / CONFIG_FILE, TrainConfig())
 
     def lock(self) -> None:
-        """Keep other processes out for as long as this one lives.
+        """Keep other processes out for as long as this one lives, and clear away what a process
+        that was killed left half-written.
 
         Raises:
             ValueError: if another process has the directory.
@@ -101,21 +104,27 @@ class RunDirectory:
                 f"{self.path} is in use by {owner}; wait for it or stop it first."
             ) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+        with contextlib.suppress(OSError):  # It is the lock that counts.
+            file.write(f"process {os.getpid()}")
+            file.flush()
         self._lock = file
+        remove_partial_files(self.path)
 
     def describe(self, config: TrainConfig) -> None:
         """Write the settings and the versions of what computes the result."""
         settings = config.to_flat()
         del settings["out"]
-        _write_whole(self.path / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False))
-        _write_whole(self.path / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
+        for name, text in (
+            (CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False)),
+            (VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n"),
+        ):
+            write_whole(self.path / name, text.encode())
+        sync_folder(self.path)
 
     def restore(self, config: TrainConfig) -> None:
         """Make the directory again if it has vanished."""
         if not (self.path / CONFIG_FILE).exists():
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self.describe(config)
 
     def check_exists(self) -> None:
@@ -151,7 +160,8 @@ class RunDirectory:
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace status.json, so that a reader never sees half of it."""
-        _write_whole(self.path / "status.json", json.dumps(status, indent=2) + "\n")
+        text = json.dumps(status, indent=2) + "\n"
+        write_whole(self.path / "status.json", text.encode(), sync=False)
 
 
 def versions() -> dict[str, Any]:
@@ -181,12 +191,6 @@ def _unused_path(config: TrainConfig) -> Path:
         number += 1
         path = Path("runs") / f"{name}-{number}"
     return path
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _processor() -> str:

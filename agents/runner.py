@@ -30,8 +30,9 @@ from agents.plasticity import Thresholds
 from agents.progress import ProgressDisplay, Standing
 from agents.report import IterationReport
 from agents.run_directory import RunDirectory
-from agents.stopping import PATIENCE_SECONDS, StopNow, StopSignals
+from agents.stopping import StopNow, StopSignals
 from agents.telemetry import Telemetry
+from agents.workers import WorkerDiedError
 
 FLUSH_SECONDS = 30.0
 """At most this long passes before what was logged can be seen on the disk, and between two attempts
@@ -44,6 +45,7 @@ class Outcome(Enum):
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
     ALL_HALTED = "all members halted"
+    FAILED = "failed"
     UNSAVED = "could not be saved"
 
 
@@ -105,7 +107,6 @@ class Runner:
         self.config = config
         self.agent = agent
         self.directory = directory
-        self._abandoned_iteration = False
         self.halted: list[dict[str, Any]] = []
         positions = state["telemetry"]["positions"] if state else None
         if state:
@@ -113,46 +114,59 @@ class Runner:
             self.halted = state["halted"]
         self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config), positions)
         if state:
-            self.telemetry.load_state_dict(state["telemetry"], agent.steps)
+            for damage in self.telemetry.load_state_dict(state["telemetry"], agent.steps):
+                print(f"warning: {damage}", file=sys.stderr)
         self._last_checkpoint: str | None = None
         self._last_write = monotonic()
         self._writing_fails = False
         self._iteration_seconds = math.inf
         self._steps_per_second = 0.0
-        self._held: tuple[int, dict[str, Any]] | None = None
+        self._abandoned_iteration = False
         self._say: Callable[[str], None] = print
+        self._hold()
 
     def run(self) -> Outcome:
         """Train until the steps are done, every member is halted, or a signal asks to stop; in
-        each case everything is written and a checkpoint saved, if the disk lets it."""
+        each case everything is written and a checkpoint saved, if the disk lets it.
+
+        Raises:
+            Exception: what an iteration raised, after the state before it has been saved. (The
+                death of a worker process is said instead, and gives `Outcome.FAILED`.)
+        """
         config, agent = self.config, self.agent
         title = f"{config.run.env} {config.run.opt}"
         next_checkpoint = self._next_checkpoint()
+        failure: BaseException | None = None
         with StopSignals() as stop, ProgressDisplay(title, config.logging.print_every) as display:
             self._say = display.say
-            if agent.iteration == 0:
-                # From now on there is something to continue from, whenever the run is killed.
-                self._attempt(self.checkpoint)
-            self._attempt(self._hold)
+            # From now on there is something to continue from, whenever the run is killed.
+            self._attempt(self.checkpoint if agent.iteration == 0 else self._flush)
             display.show(self._standing())
             try:
-                while agent.iteration < config.num_iterations and agent.healthy.any():
+                while (
+                    agent.iteration < config.num_iterations
+                    and agent.healthy.any()
+                    and not stop.received
+                ):
                     self._advance(stop)
                     display.show(self._standing())
                     may_write = not self._writing_fails or self._write_is_due()
-                    if agent.steps >= next_checkpoint and may_write:
+                    if self._steps >= next_checkpoint and may_write:
                         if self._attempt(self.checkpoint):
                             next_checkpoint = self._next_checkpoint()
                     elif self._write_is_due():
                         self._attempt(lambda: self._flush(lazily=True))
-                    if stop.received:
-                        break
-                saved = self._attempt_last(self.checkpoint)
-            except StopNow:
-                self._abandoned_iteration = True
-                saved = self._attempt_last(self._save_held)
-        outcome = self._outcome() if saved else Outcome.UNSAVED
-        self._attempt(lambda: self._write_status(outcome.value))
+            except BaseException as error:
+                if not (self._abandoned_iteration or isinstance(error, StopNow)):
+                    raise
+                failure = error
+            saved = self._attempt_last(self.checkpoint)
+            outcome = self._outcome(failure) if saved else Outcome.UNSAVED
+            self._attempt(lambda: self._write_status(outcome.value))
+            if isinstance(failure, WorkerDiedError):
+                self._say(str(failure))
+            elif failure is not None and not isinstance(failure, StopNow):
+                raise failure
         return outcome
 
     def checkpoint(self) -> None:
@@ -162,15 +176,28 @@ class Runner:
             OSError: if it cannot be written; the checkpoints there are stay as they are.
         """
         self._flush(sync=True)
-        self._save(self.agent.steps, self._state())
+        state = {
+            "agent": self._agent_state,
+            "telemetry": self.telemetry.state_dict(),
+            "halted": list(self.halted),
+        }
+        keep = self.config.logging.keep_checkpoints
+        path = save_checkpoint(self.directory.checkpoints, self._steps, state, keep)
+        self._last_checkpoint = path.name
         self._write_status("running")
 
     def _advance(self, stop: StopSignals) -> None:
         agent = self.agent
         steps_before, start = agent.steps, monotonic()
         stop.iteration_begins(self._iteration_seconds)
-        report = agent.advance()
-        stop.iteration_ends()
+        try:
+            report = agent.advance()
+        except BaseException:
+            self._abandoned_iteration = True
+            raise
+        finally:
+            stop.iteration_ends()
+        self._hold()
         self._iteration_seconds = monotonic() - start
         rate = (agent.steps - steps_before) * len(agent.seeds) / self._iteration_seconds
         self._steps_per_second = (
@@ -185,8 +212,10 @@ class Runner:
         for warning in warnings:
             seed = agent.seeds[warning.member]
             self._say(f"warning: seed {seed}, step {agent.steps:,}: {warning.description}")
-        if self._iteration_seconds > PATIENCE_SECONDS:
-            self._attempt(self._hold)
+
+    def _hold(self) -> None:
+        """Keep the state between two iterations, to save it even if the next one never ends."""
+        self._steps, self._agent_state = self.agent.steps, self.agent.state_dict()
 
     # ── What is written, and what if it cannot be ───────────────────────────────────────────────
 
@@ -220,29 +249,8 @@ class Runner:
         return monotonic() - self._last_write > FLUSH_SECONDS
 
     def _flush(self, sync: bool = False, lazily: bool = False) -> None:
-        self.telemetry.flush(self.agent.steps, sync, lazily)
+        self.telemetry.flush(self._steps, sync, lazily)
         self._write_status("running")
-
-    def _hold(self) -> None:
-        """Keep the present state, to save it if a signal comes in the iteration that follows."""
-        self._flush()
-        self._held = (self.agent.steps, self._state())
-
-    def _save_held(self) -> None:
-        assert self._held is not None, "the state before the first iteration is held"
-        self._save(*self._held)
-
-    def _save(self, steps: int, state: dict[str, Any]) -> None:
-        keep = self.config.logging.keep_checkpoints
-        path = save_checkpoint(self.directory.checkpoints, steps, state, keep)
-        self._last_checkpoint = path.name
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "agent": self.agent.state_dict(),
-            "telemetry": self.telemetry.state_dict(),
-            "halted": list(self.halted),
-        }
 
     def _write_status(self, state: str) -> None:
         standing = self._standing()
@@ -267,9 +275,7 @@ class Runner:
     # ── Where it stands ─────────────────────────────────────────────────────────────────────────
 
     def _standing(self) -> Standing:
-        agent = self.agent
-        # An abandoned iteration may have been counted before the signal came; it is not saved.
-        steps = self._held[0] if self._abandoned_iteration and self._held else agent.steps
+        agent, steps = self.agent, self._steps
         total = self.config.num_iterations * self.config.steps_per_iteration
         rate = self._steps_per_second
         left = (total - steps) * len(agent.seeds) / rate if rate else 0.0
@@ -285,16 +291,16 @@ class Runner:
             members=len(agent.seeds),
         )
 
-    def _outcome(self) -> Outcome:
-        if self._abandoned_iteration:
-            return Outcome.INTERRUPTED
+    def _outcome(self, failure: BaseException | None) -> Outcome:
+        if failure is not None:
+            return Outcome.INTERRUPTED if isinstance(failure, StopNow) else Outcome.FAILED
         if self.agent.iteration >= self.config.num_iterations:
             return Outcome.FINISHED
         return Outcome.INTERRUPTED if self.agent.healthy.any() else Outcome.ALL_HALTED
 
     def _next_checkpoint(self) -> int:
         every = self.config.logging.checkpoint_every
-        return (self.agent.steps // every + 1) * every
+        return (self._steps // every + 1) * every
 
 
 def newest_state(directory: RunDirectory) -> dict[str, Any]:

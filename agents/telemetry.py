@@ -73,6 +73,11 @@ class Telemetry:
         self.episodes = RecordTable(directory.records / "episodes", EPISODES)
         self.statistics = RecordTable(directory.records / "statistics", STATISTICS)
         self.events = RecordTable(directory.records / "events", EVENTS)
+        self._tables = {
+            "episodes": self.episodes,
+            "statistics": self.statistics,
+            "events": self.events,
+        }
         self._recent: list[deque[tuple[float, int]]] = [deque(maxlen=EPISODE_WINDOW) for _ in seeds]
 
     def record(
@@ -148,8 +153,8 @@ class Telemetry:
         """
         now = monotonic()
         if not lazily or now - self._records_written >= RECORDS_SHARE * (now - self._begun):
-            for table in (self.episodes, self.statistics, self.events):
-                table.flush(step)
+            for table in self._tables.values():
+                table.flush(step, sync)
             self._records_written = now
         for log in self._logs.values():
             log.flush(sync)
@@ -158,19 +163,32 @@ class Telemetry:
         """What a continued run needs so that its records go on without a seam."""
         return {
             "positions": {name: log.position for name, log in self._logs.items()},
+            "rows": {name: table.written_rows for name, table in self._tables.items()},
             "recent_episodes": [[list(pair) for pair in recent] for recent in self._recent],
             "monitor": self.monitor.state_dict(),
             "has_layout": self._has_layout,
         }
 
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Continue from a state that `state_dict` gave, dropping records beyond its step."""
+    def load_state_dict(self, state: dict[str, Any], step: int) -> list[str]:
+        """Continue from a state that `state_dict` gave, dropping records beyond its step.
+
+        Returns:
+            What is missing or damaged of what was written before, a sentence each.
+        """
         for recent, pairs in zip(self._recent, state["recent_episodes"], strict=True):
             recent.extend((float(value), int(length)) for value, length in pairs)
         self.monitor.load_state_dict(state["monitor"])
         self._has_layout = state["has_layout"]
-        for table in (self.episodes, self.statistics, self.events):
-            table.rewind(step)
+        damages = [
+            f"{log.path} lacks {log.lost_bytes:,} of the {log.position + log.lost_bytes:,} bytes"
+            " that it had at the checkpoint, or they cannot be read; its curves have a gap."
+            for log in self._logs.values()
+            if log.lost_bytes
+        ]
+        rows = state.get("rows", {})  # Older checkpoints have none.
+        for name, table in self._tables.items():
+            damages += table.rewind(step, rows.get(name))
+        return damages
 
     def _record_statistics(
         self, scalars: Mapping[str, NDArray], step: int, healthy: NDArray

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 import weakref
 from collections.abc import Callable
@@ -23,6 +25,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from agents.report import IterationReport
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process is gone: something outside of Python has ended it."""
 
 
 class Block(Protocol):
@@ -71,7 +77,8 @@ class BlockProcess:
         """What the oldest iteration that is not reported yet gave, when it has ended.
 
         Raises:
-            RuntimeError: here and below, if the process failed or died.
+            WorkerDiedError: here and below, if the process has died.
+            RuntimeError: if something failed in it.
         """
         report, self._state = self._answer()
         return report
@@ -90,17 +97,16 @@ class BlockProcess:
         self._state = None
 
     def _ask(self, method: str, *arguments: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # Whoever fetches the answer will be told.
+        with contextlib.suppress(ConnectionError):  # Whoever fetches the answer will be told.
             self.connection.send_bytes(pickle.dumps((method, arguments)))
 
     def _answer(self) -> Any:
         try:
             value, error = pickle.loads(self.connection.recv_bytes())
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
-            raise RuntimeError(
-                f"A worker process died (exit code {self._process.exitcode}); continue the run"
-                " from its last checkpoint with --resume."
+            raise WorkerDiedError(
+                f"A worker process died ({_cause_of_death(self._process.exitcode)})."
             ) from None
         if error:
             raise RuntimeError(f"A worker process failed:\n{error}")
@@ -109,17 +115,26 @@ class BlockProcess:
 
 def _end(connection: Connection, process: BaseProcess) -> None:
     """End a process, whatever it is doing."""
-    connection.close()
     process.kill()
     process.join()
+    connection.close()
+
+
+def _cause_of_death(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "SIGKILL, which is also how a system that is out of memory ends one"
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"
 
 
 def _serve(connection: Connection, make: Callable[[], Block], inherited: list[Connection]) -> None:
     """Answer one request after another until the other side is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     for other in inherited:
         other.close()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Made at once: however many processes there are, none waits to be asked first.
     block, failure = _attempt(make)
     # Sending waits until the other side reads; the next iteration need not.
@@ -127,10 +142,18 @@ def _serve(connection: Connection, make: Callable[[], Block], inherited: list[Co
     while True:
         try:
             method, arguments = pickle.loads(connection.recv_bytes())
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         answer = (None, failure) if failure else _attempt(partial(_do, block, method, arguments))
         sender.submit(connection.send_bytes, pickle.dumps(answer))
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that began it, even if its iteration never ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do(block: Block, method: str, arguments: tuple[Any, ...]) -> Any:

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -12,9 +12,11 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TransformObservation
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from numpy.typing import NDArray
 
 from envs.batched_mujoco import BatchedMujocoEnv
 from envs.constructor import check_arguments
+from envs.containment import ContainedEnv
 from envs.tasks import TASKS
 
 
@@ -32,7 +34,8 @@ def make(
     Gymnasium's MuJoCo tasks are built natively (`BatchedMujocoEnv`), any other registered
     environment by Gymnasium's `SyncVectorEnv`. Either way sub-environments reset within the step
     (SAME_STEP), observations are float64 vectors (others are flattened), `infos["episode"]` has
-    the returns `r` and lengths `l` of the episodes that ended, and nothing is normalised.
+    the returns `r` and lengths `l` of the episodes that ended, `infos["simulation_error"]` tells
+    what has failed, while the others go on, and nothing is normalised.
 
     Args:
         env_id: an id registered with Gymnasium, or "module:Id-v0" to import a module first.
@@ -41,8 +44,8 @@ def make(
         threads: native threads (MuJoCo tasks only).
         env_kwargs: keyword arguments of the environment's constructor.
         max_episode_steps: time limit; None is the registered one, -1 is none.
-        task_infos: False spares the time for what MuJoCo tasks report themselves in `infos`, such
-            as "x_position".
+        task_infos: False spares the time for what tasks report themselves in `infos`, such as
+            "x_position".
 
     Raises:
         ValueError: an unknown id or argument, an environment that refuses to be built, or one
@@ -63,12 +66,14 @@ def make(
             )
         except (OSError, TypeError) as error:
             raise ValueError(f"{spec.id} cannot be built: {error}") from error
-    env = GymnasiumVectorEnv(spec, num_envs, max_episode_steps, env_kwargs)
+    env = GymnasiumVectorEnv(spec, num_envs, max_episode_steps, env_kwargs, task_infos)
     return RecordEpisodeStatistics(env)
 
 
 class GymnasiumVectorEnv(SyncVectorEnv):
     """Any other Gymnasium environment, through Gymnasium's own `SyncVectorEnv`.
+
+    A sub-environment that fails says so in its infos, and the others go on (`ContainedEnv`).
 
     Attributes:
         exact_state: False: such environments cannot be saved and go on exactly; after a resume
@@ -83,6 +88,7 @@ class GymnasiumVectorEnv(SyncVectorEnv):
         num_envs: int,
         max_episode_steps: int | None,
         env_kwargs: dict[str, Any],
+        task_infos: bool,
     ) -> None:
         check_constructor(spec, env_kwargs)
 
@@ -91,12 +97,21 @@ class GymnasiumVectorEnv(SyncVectorEnv):
             box = check_spaces(spec.id, env)
             low, high = box.low.ravel().astype(np.float64), box.high.ravel().astype(np.float64)
             flat = Box(low, high, dtype=np.float64)
-            return TransformObservation(env, lambda one: np.ravel(one).astype(np.float64), flat)
+            vectors = TransformObservation(env, lambda one: np.ravel(one).astype(np.float64), flat)
+            return ContainedEnv(vectors, task_infos)
 
         try:
             super().__init__([build] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
         except (ImportError, OSError, TypeError, gymnasium.error.Error) as error:
             raise ValueError(f"{spec.id} cannot be built: {error}") from error
+
+    def set_active(self, active: NDArray[np.bool_]) -> None:
+        """Choose the sub-environments that `step` advances, [num_envs] bool.
+
+        The others keep their observation, with reward 0 and neither flag.
+        """
+        for env, is_active in zip(cast(list[ContainedEnv], self.envs), active, strict=True):
+            env.active = bool(is_active)
 
 
 def find_spec(env_id: str) -> EnvSpec:

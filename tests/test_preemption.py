@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -12,11 +11,23 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from runs_in_processes import (
+    BASE,
+    ITERATIONS,
+    ROLLOUT,
+    ROOT,
+    SEEDS,
+    assert_same_run,
+    children_of,
+    finish,
+    in_a_process,
+    is_gone,
+    kill_at,
+    wait_until,
+)
 
 import agents.checkpoint
 import agents.collector
@@ -26,17 +37,11 @@ import agents.records
 import agents.runner
 import agents.stopping
 import agents.telemetry
+import agents.whole_files
 import train
 from agents.checkpoint import checkpoints, load_checkpoint
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parent.parent
-SEEDS, ITERATIONS, ROLLOUT = 2, 24, 64
-BASE = [
-    *("--rollout-steps", str(ROLLOUT), "--minibatches", "4", "--epochs", "2", "--threads", "2"),
-    *("--hidden-sizes", "8", "8", "--seeds", str(SEEDS), "--steps", str(ROLLOUT * ITERATIONS)),
-    *("--checkpoint-every", str(2 * ROLLOUT), "--statistics-every", "3", "--print-every", "60"),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -44,76 +49,14 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def in_a_process(arguments, prepare=None):
-    """`train.py` in a process of its own, forked, so that it need not import anything anew."""
-
-    def target():
-        if prepare:
-            prepare()
-        sys.exit(train.main(arguments))
-
-    process = multiprocessing.get_context("fork").Process(target=target)
-    process.start()
-    return process
-
-
-def finish(process, seconds=120):
-    process.join(seconds)
-    assert process.exitcode is not None, "the run hangs"
-    return process.exitcode
-
-
-def kill_at(owner, name, call, before):
-    """Have the process kill itself at the n-th call of a function: just before it, or after.
-
-    Its workers, forked from it, are ahead of it at times; they live on until it dies.
-    """
-
-    def prepare():
-        original, calls, run = getattr(owner, name), 0, os.getpid()
-
-        def fatal(*arguments, **keywords):
-            nonlocal calls
-            calls += os.getpid() == run
-            if calls == call and before:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = original(*arguments, **keywords)
-            if calls == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        setattr(owner, name, fatal)
-
-    return prepare
-
-
-def assert_same_run(ours, theirs):
-    states = [
-        load_checkpoint(checkpoints(Path(d, "checkpoints"))[0])["agent"] for d in (ours, theirs)
-    ]
-    for key in ("parameters", "next_observations", "healthy"):
-        np.testing.assert_array_equal(*[np.asarray(state[key]) for state in states])
-    for table in ("episodes", "statistics"):
-        frames = [pd.read_parquet(Path(d, "records", table)) for d in (ours, theirs)]
-        pd.testing.assert_frame_equal(*frames)
-    for name in ("seed_1", "seed_2", "population"):
-        logs = [
-            EventAccumulator(str(Path(d, "tensorboard", name))).Reload() for d in (ours, theirs)
-        ]
-        assert logs[0].Tags()["scalars"] == logs[1].Tags()["scalars"]
-        for tag in logs[0].Tags()["scalars"]:
-            if tag != "time/fps":
-                curves = [[(e.step, e.value) for e in log.Scalars(tag)] for log in logs]
-                assert curves[0] == curves[1], tag
-
-
 KILL_POINTS = [
     ("a step of the rollout", agents.collector.Collector, "_by_env", 150, True),
     ("an update", agents.ppo, "compute_gradient", 30, True),
-    ("a checkpoint before it has its name", agents.checkpoint.os, "replace", 9, True),
+    ("a checkpoint before it has its name", agents.whole_files.os, "replace", 3, True, "step-"),
     ("the dropping of old checkpoints", agents.checkpoint, "checkpoints", 3, True),
     ("the writing of records", agents.records.pq, "write_table", 2, False),
-    ("the writing of events", agents.event_log.os, "fsync", 5, True),
+    ("the writing of records", agents.whole_files.os, "replace", 2, True, "part-"),
+    ("the writing of events", agents.event_log.os, "fsync", 19, True),
 ]
 
 
@@ -215,18 +158,46 @@ def test_changes_that_would_change_the_result_need_an_explicit_flag(capfd):
     assert json.loads(Path("run/status.json").read_text())["steps"] == 2048
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_run_with_everything_saved(number, capfd):
-    process = in_a_process([*BASE, "--env", "Hopper-v4", "--steps", "1e6", "--out", "run"])
-    while not checkpoints(Path("run/checkpoints")):
-        time.sleep(0.05)
-    os.kill(process.pid, number)
-    assert finish(process, 30) == 75
-    assert "--resume run" in capfd.readouterr().out
-    status = json.loads(Path("run/status.json").read_text())
-    assert status["state"] == "interrupted"
-    state = load_checkpoint(checkpoints(Path("run/checkpoints"))[0])
-    assert state["agent"]["iteration"] * ROLLOUT == status["steps"]
+def hang_up_as_usual():
+    """Whoever runs the tests may ignore it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def assert_saved_as_said(path, state):
+    """What `status.json` says is what the newest checkpoint holds; returns its iteration."""
+    status = json.loads(Path(path, "status.json").read_text())
+    saved = load_checkpoint(checkpoints(Path(path, "checkpoints"))[0])
+    assert status["state"] == state
+    assert saved["agent"]["iteration"] * ROLLOUT == status["steps"]
+    return saved["agent"]["iteration"]
+
+
+ENDLESS = [*BASE, "--env", "Hopper-v4", "--steps", "1e6", "--out", "run"]
+
+
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGHUP], [signal.SIGHUP, signal.SIGTERM]]
+)
+def test_a_signal_stops_the_run_with_everything_saved(numbers, capfd):
+    process = in_a_process(ENDLESS, hang_up_as_usual)
+    wait_until(lambda: checkpoints(Path("run/checkpoints")), process)
+    for number in numbers:
+        os.kill(process.pid, number)
+    assert finish(process, 60) == 75
+    output = capfd.readouterr()
+    assert "--resume run" in output.out
+    assert "Traceback" not in output.err
+    assert_saved_as_said("run", "interrupted")
+
+
+def test_under_nohup_a_run_outlives_its_terminal():
+    def nohup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = in_a_process([*BASE, "--env", "Hopper-v4", "--out", "run"], nohup)
+    wait_until(lambda: checkpoints(Path("run/checkpoints")), process)
+    os.kill(process.pid, signal.SIGHUP)
+    assert finish(process) == 0
 
 
 def test_an_iteration_with_long_to_go_is_not_waited_for():
@@ -271,18 +242,166 @@ def test_what_is_said_of_an_abandoned_iteration_is_what_is_saved():
     assert json.loads(Path("run/status.json").read_text())["steps"] == 0
 
 
-def test_a_second_signal_kills_at_once():
-    def slow_checkpoints():
-        agents.runner.save_checkpoint = lambda *_: time.sleep(60)
+def hang(where):
+    """Have the update of the third iteration never end, and swallow the first thing that is raised
+    in it; `where` tells from the process id and that of the run whether it is to hang."""
 
-    process = in_a_process([*BASE, "--env", "Hopper-v4", "--out", "run"], slow_checkpoints)
-    while not Path("run/tensorboard").exists():
-        time.sleep(0.05)
-    time.sleep(1.0)
-    for _ in range(2):
-        os.kill(process.pid, signal.SIGTERM)
-        time.sleep(0.5)
-    assert finish(process, 10) == -signal.SIGTERM
+    def prepare():
+        agents.stopping.PATIENCE_SECONDS = 1.0
+        original, run = agents.ppo.PPO.update, os.getpid()
+
+        def update(self, *arguments, **keywords):
+            if self.iteration == 2 and where(os.getpid(), run):
+                Path("hangs").touch()
+                try:
+                    time.sleep(3600)
+                except BaseException:
+                    time.sleep(3600)
+            return original(self, *arguments, **keywords)
+
+        agents.ppo.PPO.update = update
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    "where", [lambda pid, run: pid == run, lambda pid, run: pid != run], ids=["here", "in a worker"]
+)
+def test_a_run_whose_iteration_hangs_is_saved_all_the_same(where):
+    process = in_a_process(ENDLESS, hang(where))
+    wait_until(lambda: Path("hangs").exists(), process)
+    workers = children_of(process)
+    assert len(workers) == 1
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process, 60) == 75
+    assert assert_saved_as_said("run", "interrupted") == 2
+    assert is_gone(workers[0])
+
+
+def test_a_run_with_a_stopped_worker_is_saved_all_the_same():
+    def impatient():
+        agents.stopping.PATIENCE_SECONDS = 1.0
+
+    process = in_a_process(ENDLESS, impatient)
+    wait_until(lambda: len(checkpoints(Path("run/checkpoints"))) > 1, process)
+    [worker] = children_of(process)
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process, 60) == 75
+    assert assert_saved_as_said("run", "interrupted") >= 2
+    assert is_gone(worker)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_second_signal_kills_at_once_and_leaves_no_worker(stopped):
+    def slow_checkpoints():
+        def save_checkpoint(*_):
+            Path("saving").touch()
+            time.sleep(3600)
+
+        agents.runner.save_checkpoint = save_checkpoint
+
+    process = in_a_process(ENDLESS, slow_checkpoints)
+    wait_until(lambda: Path("saving").exists(), process)
+    [worker] = children_of(process)
+    if stopped:
+        os.kill(worker, signal.SIGSTOP)
+    # Two different ones: a signal that is still pending does not count twice.
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process, 60) in (-signal.SIGTERM, -signal.SIGINT)
+    wait_for_end_of(worker)
+
+
+def test_no_worker_outlives_a_run_that_is_killed_even_if_it_hangs():
+    process = in_a_process(ENDLESS, hang(lambda pid, run: pid != run))
+    wait_until(lambda: Path("hangs").exists(), process)
+    [worker] = children_of(process)
+    process.kill()
+    finish(process)
+    wait_for_end_of(worker)
+
+
+def test_a_worker_whose_run_is_gone_ends_without_a_word(capfd):
+    """Its report is unread, so that its connection is reset rather than closed."""
+    process = in_a_process(ENDLESS)
+    wait_until(lambda: len(checkpoints(Path("run/checkpoints"))) > 1, process)
+    [worker] = children_of(process)
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_until(lambda: sleeps(worker), process)
+    process.kill()
+    finish(process)
+    wait_for_end_of(worker)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def wait_for_end_of(pid):
+    end = time.monotonic() + 60
+    while not is_gone(pid):
+        assert time.monotonic() < end, "it lives on"
+        time.sleep(0.02)
+
+
+def test_where_a_worker_dies_the_last_whole_iteration_is_saved_and_can_be_continued(capfd):
+    arguments = [*BASE, "--env", "Hopper-v4", "--opt", "upgd"]
+    assert finish(in_a_process([*arguments, "--out", "whole"])) == 0
+
+    def worker_dies():
+        original, run = agents.ppo.PPO.update, os.getpid()
+
+        def update(self, *arguments, **keywords):
+            if self.iteration == 5 and os.getpid() != run:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, *arguments, **keywords)
+
+        agents.ppo.PPO.update = update
+
+    capfd.readouterr()
+    assert finish(in_a_process([*arguments, "--out", "run"], worker_dies)) == 70
+    output = capfd.readouterr()
+    assert "A worker process died (SIGKILL" in output.out
+    assert "--resume run" in output.err
+    assert "Traceback" not in output.err
+    assert assert_saved_as_said("run", "failed") == 5
+    assert finish(in_a_process(["--resume", "run"])) == 0
+    assert_same_run("run", "whole")
+
+
+def test_where_a_worker_is_killed_while_it_is_asked_that_is_said_too(capfd):
+    """Its end of the connection is then closed with something unread in it."""
+    process = in_a_process(ENDLESS)
+    wait_until(lambda: len(checkpoints(Path("run/checkpoints"))) > 1, process)
+    [worker] = children_of(process)
+    os.kill(worker, signal.SIGSTOP)
+    wait_until(lambda: sleeps(process.pid), process)
+    os.kill(worker, signal.SIGKILL)
+    assert finish(process, 60) == 70
+    assert "A worker process died" in capfd.readouterr().out
+
+
+def sleeps(pid):
+    """Whether a process waits, three times in a row."""
+    states = []
+    for _ in range(3):
+        states.append(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0])
+        time.sleep(0.1)
+    return states == ["S"] * 3
+
+
+def test_what_an_iteration_raises_is_shown_after_the_state_before_it_is_saved(capfd):
+    def failing():
+        original, run = agents.ppo.PPO.update, os.getpid()
+
+        def update(self, *arguments, **keywords):
+            if self.iteration == 5 and os.getpid() == run:
+                raise ArithmeticError("a mistake in the program")
+            return original(self, *arguments, **keywords)
+
+        agents.ppo.PPO.update = update
+
+    assert finish(in_a_process(ENDLESS, failing)) == 1
+    assert "ArithmeticError: a mistake in the program" in capfd.readouterr().err
+    assert assert_saved_as_said("run", "failed") == 5
 
 
 def fill(path):
