@@ -144,6 +144,7 @@ def score(arguments: Scoring) -> None:
     wanted_renderer = os.environ.pop("MUJOCO_GL", None)
     from rich.console import Console
 
+    from agents.cores import available_cores
     from agents.evaluation import evaluation_seeds, load_policies, make_env
     from agents.evaluation.renderer import select_renderer
     from analysis.scores import table, write_scores
@@ -154,7 +155,7 @@ def score(arguments: Scoring) -> None:
     films = arguments.video is not None or arguments.image is not None
     if films:
         select_renderer(wanted_renderer)
-    threads = arguments.threads or len(os.sched_getaffinity(0))
+    threads = arguments.threads or available_cores()
     environments = [
         make_env(
             one,
