@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from agents.config import TrainConfig
-from agents.flags import flag, parse_command, sentence, typed_flags
+from agents.flags import explain, flag, parse_command, typed_flags
 from agents.imports import import_environment, import_optimizer
 from agents.optimizers.registry import names
 from agents.population import Population
@@ -42,13 +42,15 @@ Examples:
   tensorboard --logdir runs
 
 Optimizers: {", ".join(names())}, and module.Class of your own.
+
 Tasks: {", ".join(TASKS)}, any other Gymnasium id, and module:Id of your own.
+
 Presets: {", ".join(preset_names())}, and YAML files of your own.
 
 --config takes presets, whose keys are the names of the flags below; of several, later ones win,
 and flags win over all of them. A module is imported only if it is named on the command line, not
-if a preset or a run names it. --version prints the version. --resume continues a run from its newest checkpoint, to the
-steps it was to take or, with --steps, further."""
+if a preset or a run names it. --resume continues a run from its newest checkpoint, to the steps
+it was to take or, with --steps, further. --version prints the version."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,8 @@ def parse(arguments: list[str]) -> Command:
         missing = [name for name in directory.missing_settings() if name not in typed]
         if missing:
             raise ValueError(
-                f"{run} does not say what it was trained with for {' and '.join(map(flag, missing))}"
-                ", being of another version or damaged; to continue it, add what it was."
+                f"The settings of {run} lack {' and '.join(map(flag, missing))}: they are damaged,"
+                " or of another version; to continue it, add what it was trained with."
             )
     if typed.get("config") == []:
         raise ValueError("--config names no preset; give a YAML file, or a name such as ant.")
@@ -176,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         runner = set_up(command)
     except (ValueError, OSError, MemoryError) as error:
-        print(f"train.py: error: {sentence(error)}", file=sys.stderr)
+        print(f"train.py: error: {explain(error)}", file=sys.stderr)
         return USAGE_ERROR
 
     config, path = command.settings, runner.directory.path

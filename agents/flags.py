@@ -199,6 +199,7 @@ def parse_command(
     if "--version" in arguments:
         print(_version())
         raise SystemExit(0)
+    given: dict[str, Any] = {} if default is None else {"default": default}
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -210,7 +211,7 @@ def parse_command(
                 return_unknown_args=True,
                 config=config,
                 registry=_REGISTRY,
-                **({} if default is None else {"default": default}),  # type: ignore[arg-type]
+                **given,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -232,16 +233,17 @@ def typed_flags(arguments: Sequence[str]) -> dict[str, list[str]]:
             word = value
             if not separator:
                 continue
-        words.append(word)
+        if word != "-h":
+            words.append(word)
     return flags
 
 
-def sentence(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """What an error says to the person whose command it ended."""
     if isinstance(error, MemoryError):
         return "That does not fit in memory; make it smaller."
     if isinstance(error, OSError) and error.strerror:
-        return f"Cannot use {error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        return f"Cannot use {error.filename or 'a file'}: {error.strerror}."
     return str(error)
 
 

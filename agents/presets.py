@@ -26,7 +26,7 @@ def find_preset(name: str) -> Path:
         ValueError: naming what is near.
     """
     path, shipped = Path(name), FOLDER / f"{name}.yaml"
-    if path.exists() or not FOLDER.is_dir() or path.name != name:
+    if path.exists() or path.suffix or path.name != name or not FOLDER.is_dir():
         return path
     if shipped.is_file():
         return shipped
@@ -112,7 +112,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             problem = "aliases (*name) are not read: write out what they stand for"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
