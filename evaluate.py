@@ -217,6 +217,8 @@ def _check_scoring(arguments: Scoring) -> None:
     for flag, (path, suffix) in films.items():
         if path is not None and path.suffix.lower() != suffix:
             raise ValueError(f"{flag} {path} must end in {suffix}.")
+        if path is not None and path.is_dir():
+            raise ValueError(f"{flag} {path} cannot be written: it is a folder.")
         if path is not None and len(arguments.runs) > 1:
             raise ValueError(f"{flag} films one run at a time; {len(arguments.runs)} are named.")
     seen = arguments.video is not None or arguments.image is not None

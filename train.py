@@ -151,19 +151,18 @@ def _continue(command: Command, config: TrainConfig) -> Runner:
             f"{directory.path} has taken all its {steps:,} steps, so nothing would be trained with"
             f" {'; '.join(setting_changes(before, config))}; give more --steps."
         )
-    if changes and not finished and not command.accept_changes:
+    if changes and not command.accept_changes:
         raise ValueError(
             f"Continuing {command.resume} would not give what it would have given without a stop:"
             f" {'; '.join(changes)}. Add --accept-changes to continue all the same."
         )
     try:
         runner = Runner(config, population, directory, state)
-    except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
-        if not changes:
-            raise
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{directory.path} cannot be continued with {'; '.join(changes)}: its checkpoint does"
-            f" not fit ({str(error).strip().rstrip('.')})."
+            f"{directory.path} cannot be continued with these settings: its checkpoint does not fit"
+            f" them ({reason})."
         ) from error
     if not finished:
         directory.describe(config)
