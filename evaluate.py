@@ -6,11 +6,14 @@ python evaluate.py compare ARM… --out report/
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 # Before NumPy is imported: products this small are never worth a second thread.
@@ -19,18 +22,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import tyro
 
-from agents.flags import Count, Keywords
+from agents.flags import Count, Keywords, explain, parse_command
 
 if TYPE_CHECKING:
-    import numpy as np
-    from gymnasium.vector import VectorEnv
-    from numpy.typing import NDArray
-
     from agents.evaluation import Episodes, Policies
     from analysis.scores import Score
 
 DESCRIPTION = """Play every member of trained runs and say what each and the population is worth.
-To compare arms: evaluate.py compare --help
+
+Commands:
+  evaluate.py RUN…           plays and scores trained runs: the flags below
+  evaluate.py compare ARM…   compares arms by their records: evaluate.py compare --help
 
 Examples:
   python evaluate.py runs/Ant-v4-upgd
@@ -47,6 +49,8 @@ EXTRAS = {
     "sb3_contrib": "sb3",
 }
 """Package → the extra that installs it; "analysis" for the others."""
+PROGRESS_SECONDS = 10.0
+"""Between two lines of progress where the output is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Scoring:
     checkpoint: str | None = None
     """A run's checkpoint: a file, or the step at which it was written; by default the newest."""
     env: str | None = None
-    """Play another variant of the task, of the same observations and actions."""
+    """Play another variant of the task, of the same observations and actions. Also needed, as
+    module:Id, where a run's own environment is of a module: what a run names is not imported."""
     env_kwargs: Keywords = field(default_factory=dict)
     """Keyword arguments of the environment's constructor, besides those of training."""
     max_episode_steps: Count | None = None
@@ -95,7 +100,7 @@ class Compare:
     aggregate: Literal["mean", "iqm"] = "mean"
     """What the learning curves show over seeds: the mean, or the interquartile mean (which leaves
     out the worst quarter, and with it a quarter of the collapses)."""
-    steps: int | None = None
+    steps: Count | None = None
     """Measure the first so many steps; by default as many as all seeds reached."""
     env: str | None = None
     """Environment of the logs that do not name theirs."""
@@ -144,17 +149,28 @@ def score(arguments: Scoring) -> None:
     wanted_renderer = os.environ.pop("MUJOCO_GL", None)
     from rich.console import Console
 
-    from agents.evaluation import evaluation_seeds, load_policies, make_env
+    from agents.cores import available_cores
+    from agents.evaluation import evaluation_seeds, load_policies, make_env, play
     from agents.evaluation.renderer import select_renderer
-    from analysis.scores import table, write_scores
+    from agents.imports import import_environment
+    from analysis.folders import check_writable
+    from analysis.scores import check_destination, table, write_scores
 
     _check_scoring(arguments)
+    if arguments.env is not None:
+        import_environment(arguments.env)
     console = Console()
     policies = [load_policies(run, arguments.checkpoint) for run in arguments.runs]
+    folders = [arguments.out or _own_folder(arguments, one) for one in policies]
+    for folder in folders:
+        check_destination(folder)
+    for path in (arguments.video, arguments.image):
+        if path is not None:
+            check_writable(path)
     films = arguments.video is not None or arguments.image is not None
     if films:
         select_renderer(wanted_renderer)
-    threads = arguments.threads or len(os.sched_getaffinity(0))
+    threads = arguments.threads or available_cores()
     environments = [
         make_env(
             one,
@@ -167,16 +183,15 @@ def score(arguments: Scoring) -> None:
         for one in policies
     ]
     scores = []
-    for one, env in zip(policies, environments, strict=True):
+    for one, env, folder in zip(policies, environments, folders, strict=True):
         seeds = evaluation_seeds(arguments.seed, len(one.seeds), arguments.episodes)
-        episodes = _watch(one, env, seeds, arguments.stochastic)
+        *_, episodes = _shown(f"Playing {one.path}", play(one, env, seeds, arguments.stochastic))
         env.close()
         scores.append(_score(arguments, one, episodes))
         console.print(table(scores[-1]))
         for note in scores[-1].notes:
             console.print(note, soft_wrap=True, markup=False)
         if arguments.out is None:
-            folder = _own_folder(arguments, one)
             write_scores(scores[-1:], folder)
             console.print(f"Scores: {folder}", soft_wrap=True)
     if arguments.out is not None:
@@ -188,6 +203,8 @@ def score(arguments: Scoring) -> None:
 
 def _check_scoring(arguments: Scoring) -> None:
     """Refuse what would fail only after everything was played."""
+    from envs.constructor import RENDERING
+
     for name in ("episodes", "max_episode_steps"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -200,8 +217,16 @@ def _check_scoring(arguments: Scoring) -> None:
     for flag, (path, suffix) in films.items():
         if path is not None and path.suffix.lower() != suffix:
             raise ValueError(f"{flag} {path} must end in {suffix}.")
+        if path is not None and path.is_dir():
+            raise ValueError(f"{flag} {path} cannot be written: it is a folder.")
         if path is not None and len(arguments.runs) > 1:
             raise ValueError(f"{flag} films one run at a time; {len(arguments.runs)} are named.")
+    seen = arguments.video is not None or arguments.image is not None
+    for name in {"render_mode", *(() if seen else RENDERING)} & arguments.env_kwargs.keys():
+        raise ValueError(
+            f"--env-kwargs {name}={arguments.env_kwargs[name]} does nothing here; to see a policy,"
+            " film it with --video film.mp4."
+        )
     if arguments.checkpoint is not None and len(arguments.runs) > 1:
         raise ValueError(
             f"--checkpoint picks one of one run; {len(arguments.runs)} runs are named."
@@ -212,24 +237,36 @@ def _check_scoring(arguments: Scoring) -> None:
         import PIL  # noqa: F401
 
 
-def _watch(
-    policies: Policies, env: VectorEnv, seeds: NDArray[np.int64], stochastic: bool
-) -> Episodes:
-    """Play, with a progress bar where somebody looks."""
+def _shown(title: str, playing: Iterator[Episodes]) -> Iterator[Episodes]:
+    """The episodes as they are played, with a progress bar, or now and then a line of progress
+    where the output is no terminal."""
     from rich.console import Console
-    from rich.progress import Progress
-
-    from agents.evaluation import play
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     screen = Console(stderr=True)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(str(policies.path), total=seeds.size)
-        for episodes in play(policies, env, seeds, stochastic):
-            progress.update(task, completed=seeds.size - int(episodes.playing.sum()))
-    return episodes
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} episodes · step {task.fields[step]:,}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=screen, transient=True, disable=not screen.is_terminal
+    ) as progress:
+        task = progress.add_task(title, total=None, step=0)
+        told = monotonic()
+        for step, episodes in enumerate(playing):
+            total, playing_on = episodes.playing.size, int(episodes.playing.sum())
+            progress.update(task, total=total, completed=total - playing_on, step=step)
+            if not screen.is_terminal and monotonic() - told > PROGRESS_SECONDS:
+                told = monotonic()
+                line = f"{title}: step {step:,}, {total - playing_on}/{total} episodes ended"
+                print(line, file=sys.stderr, flush=True)
+            yield episodes
 
 
 def _score(arguments: Scoring, policies: Policies, episodes: Episodes) -> Score:
+    from agents.evaluation.episodes import constructor_arguments
     from analysis.scores import Score
 
     env_id = arguments.env or policies.env_id
@@ -241,10 +278,7 @@ def _score(arguments: Scoring, policies: Policies, episodes: Episodes) -> Score:
         settings={
             "run": str(policies.path),
             "environment": env_id,
-            "env_kwargs": {
-                **({} if arguments.env else policies.env_kwargs),
-                **arguments.env_kwargs,
-            },
+            "env_kwargs": constructor_arguments(policies, arguments.env, arguments.env_kwargs),
             "max_episode_steps": arguments.max_episode_steps,
             "checkpoint": policies.checkpoint,
             "step": policies.step,
@@ -297,7 +331,8 @@ def _film(arguments: Scoring, policies: Policies, score: Score) -> None:
         max_episode_steps=arguments.max_episode_steps,
     )
     try:
-        film(filmed, env, shots, arguments.video, arguments.image, arguments.stochastic)
+        watch = partial(_shown, f"Filming {policies.path}")
+        film(filmed, env, shots, arguments.video, arguments.image, arguments.stochastic, watch)
     finally:
         env.close()
     for path in (arguments.video, arguments.image):
@@ -319,17 +354,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["compare"]:
-            compare(tyro.cli(Compare, args=argv[1:], prog="evaluate.py compare"))
+            compare(parse_command(Compare, argv[1:], "evaluate.py compare"))
         else:
-            score(tyro.cli(Scoring, args=argv, prog="evaluate.py", description=DESCRIPTION))
+            _check_command(argv)
+            score(parse_command(Scoring, argv, "evaluate.py", DESCRIPTION))
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0], "analysis")
         print(f"This needs {error.name}: pip install 'upgd-ppo[{extra}]'.", file=sys.stderr)
         return 2
-    except (ValueError, OSError, ImportError) as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        print(f"evaluate.py: error: {explain(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_command(argv: Sequence[str]) -> None:
+    """Refuse a first word that is nearly "compare" as such, not as a run that is not there."""
+    first = argv[0] if argv else ""
+    if difflib.get_close_matches(first, ["compare"], cutoff=0.7) and not Path(first).exists():
+        raise ValueError(f"There is no run {first}; perhaps you meant evaluate.py compare.")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,16 @@ import torch
 import tyro
 
 from agents.config import TrainConfig
+from agents.flags import explain, flag, parse_command, typed_flags
+from agents.imports import import_environment, import_optimizer
+from agents.optimizers.registry import names
 from agents.output import forgiving_output
 from agents.population import Population
-from agents.presets import load_preset
-from agents.run_directory import RunDirectory
+from agents.presets import find_preset, load_preset, preset_names
+from agents.run_directory import RunDirectory, check_fixed_settings, setting_changes
 from agents.runner import Outcome, Runner, newest_state
+from envs.constructor import RENDERING
+from envs.tasks import TASKS
 
 USAGE_ERROR = 2
 FAILED = 70
@@ -29,19 +34,26 @@ UNSAVED = 74
 INTERRUPTED = 75
 """The exit code of a run that was asked to stop and can be continued (sysexits' EX_TEMPFAIL)."""
 
-DESCRIPTION = """Train PPO on a MuJoCo task (or any Gymnasium environment with a Box action space)
+DESCRIPTION = f"""Train PPO on a MuJoCo task (or any Gymnasium environment with a Box action space)
 with a pluggable optimizer, many seeds in one process.
 
 Examples:
   python train.py --env Ant-v4 --opt upgd
   python train.py --env Ant-v4 --opt adam --seeds 30 --steps 20e6
-  python train.py --config configs/ant.yaml --opt adam --epochs 20
+  python train.py --config ant --opt adam --epochs 20
   python train.py --resume runs/Ant-v4-upgd
   tensorboard --logdir runs
 
---config takes YAML presets whose keys are the names of the flags below; of several, later ones
-win, and flags win over all of them. --resume continues a run from its newest checkpoint, to the
-steps it was to take or, with --steps, further."""
+Optimizers: {", ".join(names())}, and module.Class of your own.
+
+Tasks: {", ".join(TASKS)}, any other Gymnasium id, and module:Id of your own.
+
+Presets: {", ".join(preset_names())}, and YAML files of your own.
+
+--config takes presets, whose keys are the names of the flags below; of several, later ones win,
+and flags win over all of them. A module is imported only if it is named on the command line, not
+if a preset or a run names it. --resume continues a run from its newest checkpoint, to the steps
+it was to take or, with --steps, further. --version prints the version."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Command(TrainConfig):
     """What the command line says."""
 
     config: tuple[Path, ...] = ()
-    """YAML presets to start from."""
+    """Presets to start from: YAML files, or names of those that ship with this package."""
     resume: Path | None = None
     """Run directory to continue."""
     accept_changes: bool = False
@@ -67,24 +79,40 @@ def parse(arguments: list[str]) -> Command:
     """What a command line asks for.
 
     Raises:
-        ValueError: if a preset cannot be read, a value is out of range, or the run to continue
-            does not exist.
+        ValueError: if a preset cannot be read, a value is out of range, a module that is named
+            cannot be imported, or the run to continue does not exist.
     """
     base = TrainConfig()
-    resumed = _values_of("--resume", arguments)
-    if resumed:
-        _, base = RunDirectory.open(Path(resumed[-1]))
-    for preset in _values_of("--config", arguments):
-        base = load_preset(Path(preset), base)
+    typed = typed_flags(arguments)
+    for run in typed.get("resume", []):
+        directory, base = RunDirectory.open(Path(run))
+        missing = [name for name in directory.missing_settings() if name not in typed]
+        if missing:
+            raise ValueError(
+                f"The settings of {run} lack {' and '.join(map(flag, missing))}: they are damaged,"
+                " or of another version; to continue it, add what it was trained with."
+            )
+    if typed.get("config") == []:
+        raise ValueError("--config names no preset; give a YAML file, or a name such as ant.")
+    for preset in typed.get("config", []):
+        base = load_preset(find_preset(preset), base)
     groups = {group.name: getattr(base, group.name) for group in dataclasses.fields(base)}
-    command = tyro.cli(
+    command = parse_command(
         Command,
-        args=arguments,
+        arguments,
+        "train.py",
+        DESCRIPTION,
         default=Command(**groups),
-        description=DESCRIPTION,
         config=(tyro.conf.OmitArgPrefixes,),
     )
     command.settings.check()
+    # What a preset or a run names is never imported: see `agents.imports`.
+    if command.run.env in typed.get("env", []):
+        import_environment(command.run.env)
+    if command.run.opt in typed.get("opt", []):
+        import_optimizer(command.run.opt)
+    if "env_kwargs" in typed:
+        _check_env_kwargs(command.settings)
     return command
 
 
@@ -96,24 +124,55 @@ def set_up(command: Command) -> Runner:
     """
     config = command.settings
     _check_device(config.run.device)
+    if command.resume is not None:
+        return _continue(command, config)
     # Before the directory is locked: its processes must not inherit the lock.
     population = Population(config)
-    if command.resume is None:
-        return Runner(config, population, RunDirectory.create(config))
+    return Runner(config, population, RunDirectory.create(config))
 
+
+def _continue(command: Command, config: TrainConfig) -> Runner:
+    """A run, restored from its newest checkpoint."""
+    assert command.resume is not None
     directory, before = RunDirectory.open(command.resume)
+    if config.run.out is not None:
+        raise ValueError(f"--out {config.run.out} has no effect: a run goes on in its own folder.")
+    check_fixed_settings(directory.path, before, config)
+    population = Population(config)  # before the directory is locked, as above
     directory.lock()
+    state = newest_state(directory)
+    steps = state["agent"]["iteration"] * config.steps_per_iteration
     changes = directory.differences(before, config)
+    if state["agent"]["iteration"] > config.num_iterations:
+        raise ValueError(
+            f"--steps {config.run.steps} is fewer than the {steps:,} that {directory.path} has"
+            " taken; give more, or leave it out."
+        )
+    finished = state["agent"]["iteration"] == config.num_iterations
+    if finished and setting_changes(before, config):
+        raise ValueError(
+            f"{directory.path} has taken all its {steps:,} steps, so nothing would be trained with"
+            f" {'; '.join(setting_changes(before, config))}; give more --steps."
+        )
     if changes and not command.accept_changes:
         raise ValueError(
             f"Continuing {command.resume} would not give what it would have given without a stop:"
             f" {'; '.join(changes)}. Add --accept-changes to continue all the same."
         )
-    state = newest_state(directory)
-    runner = Runner(config, population, directory, state)
-    directory.describe(config)
-    for change in changes:
-        runner.telemetry.event(0, runner.agent.steps, "changed", change)
+    try:
+        runner = Runner(config, population, directory, state)
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{directory.path} cannot be continued with these settings: its checkpoint does not fit"
+            f" them ({reason})."
+        ) from error
+    if not finished:
+        for change in changes:
+            runner.telemetry.event(0, runner.agent.steps, "changed", change)
+        if changes:
+            runner.checkpoint()  # with the events: from now on the settings do not tell of them
+        directory.describe(config)
     return runner
 
 
@@ -123,8 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         runner = set_up(command)
-    except ValueError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"train.py: error: {explain(error)}", file=sys.stderr)
         return USAGE_ERROR
 
     config, path = command.settings, runner.directory.path
@@ -172,17 +231,14 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _values_of(flag: str, arguments: list[str]) -> list[str]:
-    """The words that follow a flag, up to the next flag."""
-    values: list[str] = []
-    for i, word in enumerate(arguments):
-        if word.startswith(f"{flag}="):
-            values = [word.partition("=")[2]]
-        elif word == flag:
-            following = arguments[i + 1 :]
-            end = next((j for j, w in enumerate(following) if w.startswith("-")), len(following))
-            values = following[:end]
-    return values
+def _check_env_kwargs(config: TrainConfig) -> None:
+    """Refuse what would silently do nothing: nobody sees an environment that is trained on."""
+    drawing = {"render_mode", *RENDERING} if config.run.env in TASKS else {"render_mode"}
+    for name in drawing & config.run.env_kwargs.keys():
+        raise ValueError(
+            f"--env-kwargs {name}={config.run.env_kwargs[name]} does nothing: training draws no"
+            " pictures. Film a trained run with evaluate.py RUN --video film.mp4."
+        )
 
 
 def _check_device(device: str) -> None:

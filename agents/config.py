@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.flags import Count, Keywords
+from agents.cores import available_cores
+from agents.flags import Count, Keywords, flag
 from agents.inspection import PlasticityConfig
 from agents.plasticity.warnings import WarningConfig
 
@@ -21,9 +22,11 @@ class RunConfig:
     """Which arm to train, for how long, and where its output goes."""
 
     env: str = "Ant-v4"
-    """Gymnasium id of the environment; MuJoCo tasks run on the native batch."""
+    """Gymnasium id of the environment, or module:Id to import a module first; MuJoCo tasks run on
+    the native batch."""
     opt: str = "upgd"
-    """Optimizer: a registered name, or a dotted path to any torch.optim.Optimizer class."""
+    """Optimizer: a registered name, or module.Class for any torch.optim.Optimizer, your own in the
+    current folder too."""
     opt_kwargs: Keywords = field(default_factory=dict)
     """Hyper-parameters of the optimizer, such as sigma=1e-3 weight_decay=0."""
     opt_defaults: Annotated[Keywords, tyro.conf.Suppress] = field(default_factory=dict)
@@ -38,7 +41,7 @@ class RunConfig:
     steps: Count = 1_000_000
     """Environment steps per seed, rounded up to whole rollouts; 20e6 is understood."""
     out: Path | None = None
-    """Run directory; by default runs/ENV-OPT, numbered if that holds a run already."""
+    """Run directory; by default runs/ENV-OPT, numbered if that is taken."""
     threads: Count = 0
     """Threads for physics and learning together; 0 means the cores this process may use."""
     device: str = "cpu"
@@ -165,7 +168,7 @@ class TrainConfig:
     @property
     def threads(self) -> int:
         """Threads to use: as asked for, else the cores this process may use."""
-        return self.run.threads or len(os.sched_getaffinity(0))
+        return self.run.threads or available_cores()
 
     def check(self) -> None:
         """Refuse values out of range.
@@ -184,6 +187,12 @@ class TrainConfig:
             raise ValueError(
                 "--no-clip-actions lets actions leave the box, into which --squash-actions squashes"
                 " them; leave one of them out."
+            )
+        if self.run.seeds * self.steps_per_iteration > MOST_SAMPLES:
+            raise ValueError(
+                f"--rollout-steps {self.ppo.rollout_steps} × --envs-per-seed"
+                f" {self.environment.envs_per_seed} × --seeds {self.run.seeds} samples do not fit"
+                f" in memory; at most {MOST_SAMPLES:,} are collected between two updates."
             )
         samples = self.steps_per_iteration
         if samples % self.ppo.minibatches:
@@ -205,7 +214,16 @@ class TrainConfig:
         return flat
 
     def with_flat(self, changes: dict[str, Any]) -> TrainConfig:
-        """A copy with settings changed by their flat names."""
+        """A copy with settings changed by their flat names.
+
+        Raises:
+            ValueError: if there is no setting of such a name.
+        """
+        for name in changes:
+            if name not in _NAMES:
+                near = difflib.get_close_matches(name, _NAMES, n=1)
+                hint = f"; perhaps you meant {near[0]}" if near else ""
+                raise ValueError(f"There is no setting {name!r}{hint}.")
         groups = {}
         for group in dataclasses.fields(self):
             settings = getattr(self, group.name)
@@ -216,17 +234,28 @@ class TrainConfig:
         return TrainConfig(**groups)
 
 
+_NAMES = [
+    setting.name
+    for group in dataclasses.fields(TrainConfig)
+    for setting in dataclasses.fields(getattr(TrainConfig(), group.name))
+]
+assert len(set(_NAMES)) == len(_NAMES), "settings of two groups have the same name"
+
+MOST_SAMPLES = 10**9
+MOST_UNITS, MOST_LAYERS = 100_000, 100
+"""Far beyond what is trained; what is larger is a slip, and would only fill the memory."""
+
 # setting → (lowest value, whether it is itself allowed, highest value that is allowed)
 _RANGES: dict[str, tuple[float, bool, float]] = {
-    "seeds": (1, True, math.inf),
+    "seeds": (1, True, 100_000),
     "seed": (0, True, 2**62),
-    "steps": (1, True, math.inf),
-    "threads": (0, True, math.inf),
-    "envs_per_seed": (1, True, math.inf),
-    "fixed_normalization_steps": (0, True, math.inf),
-    "rollout_steps": (1, True, math.inf),
-    "minibatches": (1, True, math.inf),
-    "epochs": (1, True, math.inf),
+    "steps": (1, True, 10**15),
+    "threads": (0, True, 10_000),
+    "envs_per_seed": (1, True, MOST_SAMPLES),
+    "fixed_normalization_steps": (0, True, 10**9),
+    "rollout_steps": (1, True, MOST_SAMPLES),
+    "minibatches": (1, True, MOST_SAMPLES),
+    "epochs": (1, True, 10**6),
     "learning_rate": (0, True, math.inf),
     "gamma": (0, True, 1),
     "gae_lambda": (0, True, 1),
@@ -262,18 +291,19 @@ def _check_ranges(config: TrainConfig) -> None:
             continue
         too_low = value < low or (value == low and not inclusive)
         if math.isnan(value) or too_low or value > high:
-            flag = f"--{name.replace('_', '-')}"
             least = f"at least {low:g}" if inclusive else f"greater than {low:g}"
-            most = "" if math.isinf(high) else f" and at most {high:g}"
-            raise ValueError(f"{flag} is {value:g}; it must be {least}{most}.")
+            most = "" if math.isinf(high) else f" and at most {high:,}"
+            shown = value if isinstance(value, int) else f"{value:g}"
+            raise ValueError(f"{flag(name)} is {shown}; it must be {least}{most}.")
     sizes = config.ppo.hidden_sizes
-    if not sizes or min(sizes) < 1:
+    if not sizes or min(sizes) < 1 or max(sizes) > MOST_UNITS or len(sizes) > MOST_LAYERS:
         raise ValueError(
-            f"--hidden-sizes is {' '.join(map(str, sizes)) or 'empty'}; give at least one layer"
-            " of at least one unit, such as 64 64."
+            f"--hidden-sizes is {' '.join(map(str, sizes[:9])) or 'empty'}; give 1 to"
+            f" {MOST_LAYERS} layers of 1 to {MOST_UNITS:,} units, such as 64 64."
         )
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    divisors = [*small, *(number // d for d in reversed(small))]
     return min(divisors, key=lambda divisor: abs(divisor - wanted))

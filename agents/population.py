@@ -18,6 +18,7 @@ from gymnasium.spaces import Box
 import envs
 from agents import observation
 from agents.config import TrainConfig
+from agents.imports import make_after_importing
 from agents.inspection import Inspection, Inspector
 from agents.networks import ActorCritic
 from agents.optimizers import hyper_parameters_of
@@ -72,7 +73,8 @@ class Population:
         self.exact_state = getattr(self.learner.collector.env.unwrapped, "exact_state", False)
         self._others: list[BlockProcess] = []
         for make in makers[1:]:
-            self._others.append(BlockProcess(make, self._others))
+            make_there = partial(make_after_importing, config.run.env, config.run.opt, make)
+            self._others.append(BlockProcess(make_there, self._others))
         self._begun = self.iteration
 
     def advance(self) -> IterationReport:

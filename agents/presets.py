@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import difflib
-import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from agents.config import TrainConfig
-from agents.flags import parse_count, parse_value
+from agents.flags import nearest_flag, read_value
+
+FOLDER = Path(__file__).resolve().parent.parent / "configs"
+"""Where the presets lie that can be named without a path."""
+MAX_BYTES, MAX_DEPTH = 1 << 16, 16
+"""Settings are a page of text, a few lists deep. A larger file is something else, and one that is
+nested deeper, or in which one part stands for many, is made to exhaust its reader."""
+
+
+def find_preset(name: str) -> Path:
+    """The file at that path, or else the preset of that name that ships with this package.
+
+    Raises:
+        ValueError: naming what is near.
+    """
+    path, shipped = Path(name), _shipped()
+    if path.exists() or path.suffix or path.name != name or not shipped:
+        return path
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(path.stem, preset_names(), n=1)
+    hint = f" Perhaps you meant {near[0]}?" if near else f" Presets: {', '.join(preset_names())}."
+    raise ValueError(f"There is no preset {name}: no such file, and none of that name.{hint}")
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with this package."""
+    return sorted(_shipped())
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in FOLDER.rglob("*.yaml")}
+
 
 _FORMER_VALUES = {
     ("normalize_advantages", "true"): "minibatch",
@@ -26,44 +57,89 @@ def load_preset(path: Path, base: TrainConfig) -> TrainConfig:
     Raises:
         ValueError: naming the file, the line and the key of what is wrong.
     """
+    changes = read_settings(path)
+    if "opt_defaults" in changes:
+        changes["opt_defaults"] = {**base.run.opt_defaults, **changes["opt_defaults"]}
+    return base.with_flat(changes)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of settings.
+
+    Raises:
+        ValueError: if it cannot be read, or is no such text.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(
+                f"Cannot read the preset {path}: it has more than {MAX_BYTES:,} bytes, so it is"
+                " none."
+            )
+        return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ValueError(f"Cannot read the preset {path}: {reason}.") from None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a YAML preset by name.
+
+    Raises:
+        ValueError: naming the file, the line and the key of what is wrong.
+    """
+    text = read_text(path)
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         raise ValueError(f"{where}: not valid YAML: {problem}.") from None
     if root is None:
-        return base
+        return {}
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{path}, line 1: a preset maps settings to values, such as 'epochs: 20'.")
 
     annotations = _setting_types()
-    changes: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key_node, value_node in root.value:
         where = f"{path}, line {key_node.start_mark.line + 1}"
         key = str(key_node.value).replace("-", "_")
         if key not in annotations:
-            near = difflib.get_close_matches(key, annotations, n=3)
-            hint = f"perhaps you meant {' or '.join(near)}" if near else "see train.py --help"
+            near = nearest_flag(key, annotations)
+            hint = f"perhaps you meant {near}" if near else "see train.py --help"
             raise ValueError(f"{where}: there is no setting {key!r}; {hint}.")
-        if key in changes:
+        if key in settings:
             raise ValueError(f"{where}: {key!r} is set twice.")
         try:
             value = _plain(value_node)
             if isinstance(value, str):
                 value = _FORMER_VALUES.get((key, value.lower()), value)
-            changes[key] = _coerce(value, annotations[key])
+            settings[key] = read_value(value, annotations[key])
         except ValueError as error:
             raise ValueError(f"{where}: {key}: {error}.") from None
-    if "opt_defaults" in changes:
-        changes["opt_defaults"] = {**base.run.opt_defaults, **changes["opt_defaults"]}
-    return base.with_flat(changes)
+    return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads trees only: no aliases, and none that is too deep."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        mark: Any = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            problem = "aliases (*name) are not read: write out what they stand for"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        if self.depth >= MAX_DEPTH:
+            problem = f"more than {MAX_DEPTH} levels inside one another"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _setting_types() -> dict[str, Any]:
@@ -81,51 +157,6 @@ def _plain(node: yaml.Node) -> Any:
         return node.value
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item) for item in node.value]
+    if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+        raise ValueError("expected keywords that are words")
     return {key.value: _plain(value) for key, value in node.value}
-
-
-def _coerce(value: Any, annotation: Any) -> Any:
-    """A plain YAML value as the type of its setting.
-
-    Raises:
-        ValueError: a half-sentence saying what was expected and what was found.
-    """
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        if value in ("null", "None", "none", "~", ""):
-            return None
-        return _coerce(value, next(kind for kind in arguments if kind is not type(None)))
-    if annotation is dict or origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"expected a mapping of keywords, found {value!r}")
-        return {key.replace("-", "_"): _free_value(item) for key, item in value.items()}
-    if origin is tuple:
-        items = value if isinstance(value, list) else str(value).split()
-        return tuple(_coerce(item, arguments[0]) for item in items)
-    if isinstance(value, list | dict):
-        raise ValueError(f"expected a single value, found {value!r}")
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"expected one of {', '.join(arguments)}, found {value!r}")
-        return value
-    if annotation is bool:
-        named = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
-        if value.lower() not in named:
-            raise ValueError(f"expected true or false, found {value!r}")
-        return named[value.lower()]
-    if annotation is int:
-        return parse_count(value)
-    if annotation is float:
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"expected a number, found {value!r}") from None
-    return annotation(value)
-
-
-def _free_value(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_free_value(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _free_value(item) for key, item in value.items()}
-    return parse_value(value)

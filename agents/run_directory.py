@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,8 +18,14 @@ import yaml
 
 from agents import compiled
 from agents.config import TrainConfig
-from agents.presets import load_preset
+from agents.flags import flag
+from agents.presets import load_preset, read_settings, read_text
 from agents.whole_files import make_folder, remove_partial_files, sync_folder, write_whole
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows, where nothing locks
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
@@ -31,6 +36,17 @@ HARMLESS_SETTINGS = frozenset(
     }
 )
 """Settings that may change when a run is continued without changing its numbers."""
+FIXED_SETTINGS = frozenset(
+    {
+        *("env", "opt", "seeds", "seed", "envs_per_seed", "rollout_steps"),
+        *("hidden_sizes", "layer_norm", "normalize_observations", "normalize_rewards"),
+        *("fixed_normalization_steps", "time_in_observation", "state_dependent_std"),
+        *("squash_actions", "separate_optimizers"),
+    }
+)
+"""Settings that never change: a checkpoint fits these alone, or a run would bear a wrong name."""
+OLD_LAST_SETTING = "warn_kl"
+"""What the settings ended with before their end was marked."""
 
 LIBRARIES = ("upgd-ppo", "torch", "numpy", "gymnasium", "mujoco", "tensorboard", "pyarrow")
 
@@ -53,15 +69,15 @@ class RunDirectory:
             ValueError: if the directory holds a run already, or cannot be written.
         """
         path = config.run.out or _unused_path(config)
-        if (path / CONFIG_FILE).exists():
-            raise ValueError(
-                f"{path} already holds a run; give another --out, or continue that run with"
-                f" --resume {path}."
-            )
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise ValueError(f"{path} is not an empty directory; give another --out.")
         directory = cls(path)
         try:
+            if (path / CONFIG_FILE).exists():
+                raise ValueError(
+                    f"{path} already holds a run; give another --out, or continue that run with"
+                    f" --resume {path}."
+                )
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise ValueError(f"{path} is not an empty directory; give another --out.")
             make_folder(path)
             directory.lock()
             directory.describe(config)
@@ -76,24 +92,35 @@ class RunDirectory:
         """An existing run and its settings.
 
         Raises:
-            ValueError: if the path holds no run.
+            ValueError: if the path holds no run, or its settings are damaged.
         """
         if not (path / CONFIG_FILE).is_file():
             raise ValueError(
                 f"{path} is not a run directory: it has no {CONFIG_FILE}; give the folder that"
                 " train.py printed when the run began."
             )
+        _check_whole(path / CONFIG_FILE)
         return cls(path), load_preset(path / CONFIG_FILE, TrainConfig())
+
+    def missing_settings(self) -> list[str]:
+        """The settings that the run's config.yaml does not have: those that came later."""
+        known = read_settings(self.path / CONFIG_FILE)
+        return [name for name in TrainConfig().to_flat() if name not in known and name != "out"]
 
     def lock(self) -> None:
         """Keep other processes out for as long as this one lives, and clear away what a process
         that was killed left half-written.
 
         Raises:
-            ValueError: if another process has the directory.
+            ValueError: if another process has the directory, or it cannot be written.
         """
+        if fcntl is None:
+            return
         # Opened without truncating: until the lock is ours, what is in it is the other process's.
-        file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise ValueError(f"Cannot write to {self.path}: {error.strerror}.") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -114,11 +141,10 @@ class RunDirectory:
         """Write the settings and the versions of what computes the result."""
         settings = config.to_flat()
         del settings["out"]
-        for name, text in (
-            (CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False)),
-            (VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n"),
-        ):
-            write_whole(self.path / name, text.encode())
+        # Begins with "---" and ends with "...", so that a file that was cut short shows it.
+        text = yaml.safe_dump(settings, sort_keys=False, explicit_start=True, explicit_end=True)
+        write_whole(self.path / CONFIG_FILE, text.encode())
+        write_whole(self.path / VERSIONS_FILE, (json.dumps(versions(), indent=2) + "\n").encode())
         sync_folder(self.path)
 
     def restore(self, config: TrainConfig) -> None:
@@ -139,20 +165,19 @@ class RunDirectory:
             before: the run's settings so far.
             now: those it is to continue with.
         """
-        old, new = before.to_flat(), now.to_flat()
-        changed = [
-            f"--{name.replace('_', '-')} {old[name]} → {new[name]}"
-            for name in old
-            if old[name] != new[name] and name not in HARMLESS_SETTINGS
-        ]
+        changed = setting_changes(before, now)
         if before.ppo.anneal and before.num_iterations != now.num_iterations:
             changed.append(
                 f"--steps {before.run.steps} → {now.run.steps}, over which the learning rate is"
                 " annealed"
             )
-        recorded = json.loads((self.path / VERSIONS_FILE).read_text(encoding="utf-8"))
+        try:
+            recorded = json.loads((self.path / VERSIONS_FILE).read_text(encoding="utf-8"))
+            libraries = {**recorded["libraries"], "code": recorded["code"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            changed.append(f"the versions it ran with are unknown ({VERSIONS_FILE} is damaged)")
+            return changed
         current = versions()
-        libraries = {**recorded["libraries"], "code": recorded["code"]}
         for name, version_now in {**current["libraries"], "code": current["code"]}.items():
             if libraries.get(name) != version_now:
                 changed.append(f"{name} {libraries.get(name)} → {version_now}")
@@ -162,6 +187,53 @@ class RunDirectory:
         """Replace status.json, so that a reader never sees half of it."""
         text = json.dumps(status, indent=2) + "\n"
         write_whole(self.path / "status.json", text.encode(), sync=False)
+
+
+def setting_changes(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """The settings that differ, each as a phrase, without those that change no number."""
+    old, new = before.to_flat(), now.to_flat()
+    return [
+        f"{flag(name)} {_shown(old[name])} → {_shown(new[name])}"
+        for name in old
+        if old[name] != new[name] and name not in HARMLESS_SETTINGS
+    ]
+
+
+def check_fixed_settings(path: Path, before: TrainConfig, now: TrainConfig) -> None:
+    """Refuse what no checkpoint of the run at `path` can be continued with.
+
+    Raises:
+        ValueError: naming the settings.
+    """
+    old, new = before.to_flat(), now.to_flat()
+    changed = [name for name in old if old[name] != new[name] and name in FIXED_SETTINGS]
+    if (before.ppo.target_kl is None) != (now.ppo.target_kl is None):
+        changed.append("target_kl")
+    if changed:
+        what = "; ".join(f"{flag(n)} {_shown(old[n])} → {_shown(new[n])}" for n in changed)
+        raise ValueError(
+            f"{path} cannot be continued with {what}: that stays the same for the whole of a run."
+            " Train another run with it, without --resume."
+        )
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse the settings of a run that were cut short: what is missing would be guessed."""
+    text = read_text(path)
+    lines = text.splitlines() or [""]
+    if lines[0] == "---":
+        whole = lines[-1] == "..."
+    else:
+        whole = lines[-1].startswith(f"{OLD_LAST_SETTING}: ") and text.endswith("\n")
+    if not whole:
+        raise ValueError(
+            f"{path} is damaged: it was cut short after line {len(lines)}, so nobody knows what"
+            " was trained; put back a copy of it."
+        )
 
 
 def versions() -> dict[str, Any]:
@@ -185,7 +257,8 @@ def versions() -> dict[str, Any]:
 
 
 def _unused_path(config: TrainConfig) -> Path:
-    name = f"{config.run.env}-{config.run.opt.rsplit('.', 1)[-1]}".replace("/", "_")
+    env, opt = config.run.env.rpartition(":")[2], config.run.opt.rpartition(".")[2]
+    name = f"{env}-{opt}".replace("/", "_")
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1

@@ -7,6 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def check_writable(path: Path) -> None:
+    """Find out now whether a file or folder can be made at `path`, and leave nothing behind.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    try:
+        folder = path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}.") from None
+
+
 @contextmanager
 def appearing_whole(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when all went well and vanishes otherwise."""

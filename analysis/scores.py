@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from analysis.folders import appearing_whole
+from analysis.folders import appearing_whole, check_writable
 from analysis.intervals import Interval, interval
 
 SCORES_FILE, MEMBERS_FILE, EPISODES_FILE = "scores.json", "members.csv", "episodes.csv"
@@ -163,6 +163,20 @@ def _number(value: float) -> str:
 # ── Files ───────────────────────────────────────────────────────────────────────────────────────
 
 
+def check_destination(folder: Path) -> None:
+    """Refuse a place where scores cannot go.
+
+    Raises:
+        ValueError: if the folder holds something else, or cannot be written.
+    """
+    names = {SCORES_FILE, MEMBERS_FILE, EPISODES_FILE}
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: --out names the folder that the scores go to.")
+    if folder.exists() and not {entry.name for entry in folder.iterdir()} <= names:
+        raise ValueError(f"{folder} holds other files: give --out a new or empty folder.")
+    check_writable(folder)
+
+
 def write_scores(scores: Sequence[Score], folder: Path) -> None:
     """Write scores.json, members.csv and episodes.csv; the folder appears whole or not at all.
 
@@ -172,11 +186,7 @@ def write_scores(scores: Sequence[Score], folder: Path) -> None:
         OSError: if it cannot be written.
         ValueError: if the folder holds something else.
     """
-    names = {SCORES_FILE, MEMBERS_FILE, EPISODES_FILE}
-    if folder.exists() and not (
-        folder.is_dir() and {entry.name for entry in folder.iterdir()} <= names
-    ):
-        raise ValueError(f"{folder} holds other files: give --out a new or empty folder.")
+    check_destination(folder)
     with appearing_whole(folder) as partial:
         content = json.dumps({"runs": [_as_json(score) for score in scores]}, indent=2)
         (partial / SCORES_FILE).write_text(content + "\n", encoding="utf-8")

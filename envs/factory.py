@@ -1,8 +1,8 @@
 """One call that builds any environment the agents can train on."""
 
 import difflib
-import importlib
 import inspect
+import sys
 from typing import Any, cast
 
 import gymnasium
@@ -38,7 +38,8 @@ def make(
     what has failed, while the others go on, and nothing is normalised.
 
     Args:
-        env_id: an id registered with Gymnasium, or "module:Id-v0" to import a module first.
+        env_id: an id registered with Gymnasium, or "module:Id-v0" of a module that is imported:
+            nothing is imported here, because ids are read from files too.
         num_members: number of independent learners.
         envs_per_member: sub-environments of each.
         threads: native threads (MuJoCo tasks only).
@@ -115,13 +116,14 @@ class GymnasiumVectorEnv(SyncVectorEnv):
 
 
 def find_spec(env_id: str) -> EnvSpec:
-    """The registered spec of an id; imports the module of "module:Id-v0" first."""
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"{env_id!r}: cannot import {module!r}: {error}.") from error
+    """The registered spec of an id; that of "module:Id-v0" only where the module is imported."""
+    module, colon, name = env_id.rpartition(":")
+    if colon and module not in sys.modules:
+        raise ValueError(
+            f"The environment {env_id!r} needs the module {module!r}, and a name that is read from"
+            f" a file is never imported. If you trust it, name it yourself: --env {env_id} on the"
+            f" command line, or 'import {module}' in Python."
+        )
     spec = gymnasium.registry.get(name)
     if spec is None:
         near = difflib.get_close_matches(name, gymnasium.registry, n=2, cutoff=0.5)

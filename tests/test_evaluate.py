@@ -208,7 +208,7 @@ def test_several_runs_share_the_files_that_out_names(run, copy, tmp_path):
     [
         (lambda run: (run / "config.yaml").unlink(), "is not a run directory"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoint yet"),
-        (lambda run: _truncate(*checkpoints(run / "checkpoints")), "no whole checkpoint"),
+        (lambda run: _truncate(*checkpoints(run / "checkpoints")), "is damaged"),
     ],
     ids=["no run", "empty run", "truncated checkpoints"],
 )
@@ -219,12 +219,14 @@ def test_what_cannot_be_scored_is_refused_and_nothing_is_written(spoil, words, c
     assert sorted(copy.rglob("*")) == before
 
 
-def test_a_truncated_checkpoint_is_refused_where_it_was_asked_for(copy, capsys):
+def test_a_truncated_checkpoint_is_refused_and_no_older_one_takes_its_place(copy, capsys):
     newest, *_ = checkpoints(copy / "checkpoints")
     _truncate(newest)
     assert "damaged" in refusal(capsys, copy, "--checkpoint", newest)
-    assert score(copy, "--episodes", 1) == 0
-    assert "Falling back" in capsys.readouterr().err
+    error = refusal(capsys, copy, "--episodes", 1)
+    assert "damaged" in error
+    assert "--checkpoint 64 or 0" in error
+    assert score(copy, "--episodes", 1, "--checkpoint", 64) == 0
     assert (copy / "evaluation" / "Hopper-v4-step-000000000064").is_dir()
 
 

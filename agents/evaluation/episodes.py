@@ -63,13 +63,13 @@ def make_env(
 
     Args:
         env_id: another variant of the task; None is what the policies were trained on.
-        env_kwargs: added to those of training, or with `env_id` the only ones.
+        env_kwargs: added to those of training, or with another `env_id` the only ones.
         max_episode_steps: time limit; None is the registered one.
 
     Raises:
         ValueError: if it cannot be built, or its spaces are not those of the policies.
     """
-    kwargs = {**({} if env_id else policies.env_kwargs), **(env_kwargs or {})}
+    kwargs = constructor_arguments(policies, env_id, env_kwargs)
     env_id = env_id or policies.env_id
     if env_id is None:
         raise ValueError(f"{policies.path} does not say what it was trained on; add --env.")
@@ -90,6 +90,14 @@ def make_env(
             f" the actions {env.single_action_space}."
         )
     return policies.wrap(env)
+
+
+def constructor_arguments(
+    policies: Policies, env_id: str | None, env_kwargs: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Those of training, unless another task is played, and over them those asked for."""
+    trained_on = env_id is None or env_id == policies.env_id
+    return {**(policies.env_kwargs if trained_on else {}), **(env_kwargs or {})}
 
 
 def play(

@@ -50,6 +50,7 @@ def film(
     video: Path | None,
     image: Path | None,
     stochastic: bool = False,
+    watch: Callable[[Iterator[Episodes]], Iterator[Episodes]] = iter,
 ) -> Episodes:
     """Play the shots' episodes again, all at once, and film them.
 
@@ -60,6 +61,7 @@ def film(
         video: MP4 to write, in which all run side by side at real speed; None for none.
         image: PNG to write, a row of stills each; None for none.
         stochastic: sample actions.
+        watch: passes the episodes through while they are played.
 
     Returns:
         The episodes as they went, one for each shot.
@@ -76,7 +78,7 @@ def film(
     step = 0
     with ExitStack() as stack:
         record = stack.enter_context(_video(video, fps / stride)) if video is not None else None
-        for episodes in play(policies, env, seeds, stochastic):
+        for episodes in watch(play(policies, env, seeds, stochastic)):
             playing = episodes.playing[:, 0]
             in_video = record is not None and step % stride == 0
             wanted = playing & [in_video or step in chosen for chosen in stills]

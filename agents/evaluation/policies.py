@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -305,14 +304,16 @@ def _open_checkpoint(directory: RunDirectory, wanted: str | None) -> tuple[Path,
             f"{directory.path} has no checkpoint yet: the run stopped before it wrote its first;"
             f" train it anew with train.py --config {directory.path / CONFIG_FILE}."
         )
-    for file in files.values():
-        try:
-            return file, load_checkpoint(file)
-        except FileNotFoundError:  # the run goes on, and has just dropped it
-            continue
-        except DamagedCheckpointError as error:
-            print(f"{error} Falling back to the one before.", file=sys.stderr)
-    raise ValueError(f"{directory.path} has no whole checkpoint: all {len(files)} are damaged.")
+    newest, *older = sorted(files, reverse=True)
+    try:
+        return files[newest], load_checkpoint(files[newest])
+    except FileNotFoundError:  # the run goes on, and has just dropped it
+        return _open_checkpoint(directory, None)
+    except DamagedCheckpointError as error:
+        # An older one is another policy, perhaps an untrained one: not what was asked for.
+        there = " or ".join(map(str, older))
+        hint = f" To score an older one, name its step: --checkpoint {there}." if older else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def _at_step(wanted: str, files: dict[int, Path], run: Path) -> Path:

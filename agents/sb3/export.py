@@ -17,6 +17,7 @@ from agents.checkpoint import DamagedCheckpointError, checkpoints, load_checkpoi
 from agents.config import TrainConfig
 from agents.networks import ActorCritic
 from agents.run_directory import RunDirectory
+from envs.factory import find_spec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -63,9 +64,10 @@ def export_sb3(run: str | Path, member: int, path: str | Path) -> tuple[Path, Pa
             " evaluate.py."
         )
     state = _newest_state(directory)
+    spec = find_spec(config.run.env)  # never imports what the run's settings name
     path = Path(path) if Path(path).suffix else Path(path).with_suffix(".zip")
     path.parent.mkdir(parents=True, exist_ok=True)
-    env = DummyVecEnv([lambda: gymnasium.make(config.run.env, **config.run.env_kwargs)])
+    env = DummyVecEnv([lambda: gymnasium.make(spec, **config.run.env_kwargs)])
     try:
         model = _model(config, env)
         model.policy.load_state_dict(_policy_state(config, member, state["parameters"], env))

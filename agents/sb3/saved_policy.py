@@ -20,6 +20,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.sb3.safe_pickle import safe_loads
 
+MOST_DATA = 1 << 28
+"""Bytes of a model's description, weights apart: one that is larger is made to fill the memory."""
 _NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 
 
@@ -30,7 +32,9 @@ class SavedPolicy:
     Attributes:
         policy: the SB3 policy, on the CPU.
         normalizer: its observation statistics, or None.
-        env_id: what it was trained on, where the file says so (those of `export_sb3` do).
+        env_id: what it was trained on, where the file says so (those of `export_sb3` do). It is
+            only a name: of "module:Id", nothing imports the module, and neither should you unless
+            you trust the file.
         env_kwargs: keyword arguments of that environment's constructor.
     """
 
@@ -97,6 +101,7 @@ def load_policy(
         path = path.with_name(f"{path.name}.zip")
     data, weights = _read(path)
     settings = {name: _value(data, name, path, run_code) for name in _NEEDED}
+    _check_types(path, data, settings)
     policy_class, policy_kwargs = settings["policy_class"], dict(settings["policy_kwargs"])
     if issubclass(policy_class, ActorCriticPolicy):
         policy_kwargs.setdefault("use_sde", data.get("use_sde", False))
@@ -110,15 +115,41 @@ def load_policy(
     return SavedPolicy(policy, normalizer, data.get("env_id"), data.get("env_kwargs") or {})
 
 
+def _check_types(path: Path, data: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise a ValueError if the file holds something else under the names that are read."""
+    cls = settings["policy_class"]
+    right = {
+        "policy_class": isinstance(cls, type) and issubclass(cls, BasePolicy),
+        "policy_kwargs": isinstance(settings["policy_kwargs"], dict),
+        "observation_space": isinstance(settings["observation_space"], gymnasium.Space),
+        "action_space": isinstance(settings["action_space"], gymnasium.Space),
+        "env_id": isinstance(data.get("env_id"), str | None),
+        "env_kwargs": isinstance(data.get("env_kwargs"), dict | None),
+    }
+    wrong = [name for name, is_right in right.items() if not is_right]
+    if wrong:
+        raise ValueError(
+            f"{path} is not a model that Stable-Baselines3 saved: its {' and '.join(wrong)} is of"
+            " another kind than expected; give the .zip that model.save() wrote."
+        )
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("data").file_size > MOST_DATA:
+                raise KeyError(f"its description has more than {MOST_DATA:,} bytes")
             data = json.loads(archive.read("data"))
+            if not isinstance(data, dict):
+                raise KeyError("it describes no model")
             content = io.BytesIO(archive.read("policy.pth"))
         return data, torch.load(content, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"There is no model {path}.") from None
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, pickle.UnpicklingError) as error:
+    except (
+        *(zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError),
+        *(pickle.UnpicklingError, RecursionError, EOFError),
+    ) as error:
         raise ValueError(
             f"{path} is not a model that Stable-Baselines3 saved: {error}; give the .zip that "
             "model.save() wrote."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from agents.cores import available_cores
 from envs import BatchedMujocoEnv
 from envs.tasks import TASKS
 
@@ -58,7 +58,7 @@ class BatchedMujocoVecEnv(VecEnv):
     ) -> None:
         if task not in TASKS:
             raise ValueError(_unknown_task(task, num_envs))
-        threads = threads or _available_cores()
+        threads = threads or available_cores()
         self._env = BatchedMujocoEnv(
             task, num_envs, threads, max_episode_steps, render_mode, **env_kwargs
         )
@@ -217,11 +217,6 @@ def _one_each(batch: Info, num_envs: int) -> list[Info]:
 def _listed(values: NDArray[Any]) -> list[Any]:
     """Numbers as Python's, rows of arrays as arrays."""
     return values.tolist() if values.ndim == 1 else list(values)
-
-
-def _available_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _unknown_task(task: str, num_envs: int) -> str:

@@ -1,5 +1,7 @@
 """`envs.make`: whatever can be trained on is built, and the rest refused in a sentence."""
 
+import importlib
+
 import gymnasium
 import numpy as np
 import pytest
@@ -80,11 +82,14 @@ def test_a_users_own_environment_is_flattened_and_takes_its_arguments() -> None:
     assert np.allclose(fast.step(actions)[0] - first, 2.0)
 
 
-def test_a_module_can_be_imported_for_its_environments(tmp_path, monkeypatch) -> None:
+def test_the_environments_of_an_imported_module_are_found(tmp_path, monkeypatch) -> None:
     (tmp_path / "drifting.py").write_text(
         "import gymnasium\ngymnasium.register('Imported-v0', entry_point='test_factory:Drift')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="'import drifting' in Python"):
+        make("drifting:Imported-v0")
+    importlib.import_module("drifting")
     assert isinstance(make("drifting:Imported-v0").unwrapped.envs[0].unwrapped, Drift)
 
 
@@ -94,7 +99,7 @@ def test_a_module_can_be_imported_for_its_environments(tmp_path, monkeypatch) ->
         ("HalfCheeta-v4", "no environment 'HalfCheeta-v4'.*did you mean HalfCheetah-v4"),
         ("Ant", "no environment 'Ant'.*did you mean Ant-v"),
         ("qqqqqq", r"no environment 'qqqqqq' in Gymnasium's registry\.$"),
-        ("no_such_module:Env-v0", "cannot import 'no_such_module'"),
+        ("no_such_module:Env-v0", "needs the module 'no_such_module'"),
         ("CartPole-v1", "CartPole-v1 has Discrete actions; only continuous"),
         ("Steps-v0", "int64 actions"),
         ("Pixels-v0", r"images of shape \(8, 8, 3\)"),

@@ -86,7 +86,8 @@ def test_command_line_values_are_read():
         ("zzz", "Registered are adam, "),
         ("torch.optim.Nadam", "no torch.optim.Optimizer class 'Nadam'. Perhaps you meant NAdam"),
         ("torch.nn.Linear", "no torch.optim.Optimizer class 'Linear'"),
-        ("nowhere.at_all.Opt", "cannot import 'nowhere.at_all'"),
+        ("nowhere.at_all.Opt", "needs the module 'nowhere.at_all'"),
+        ("UPGD", "no optimizer 'UPGD'. Perhaps you meant upgd"),
         ("torch.optim.LBFGS", "needs a closure"),
     ],
 )
