@@ -192,6 +192,29 @@ def test_recurrent_ppo_says_what_to_use_instead():
             RecurrentPPO(policy, "Pendulum-v1")
 
 
+@pytest.mark.parametrize("policy", ["UPGDPolicy", UPGDPolicy])
+def test_dictionaries_are_taken_as_the_multi_input_policy_takes_them(policy):
+    env = SimpleMultiObsEnv(random_start=False)
+    model = small_ppo(policy, env)
+    other = small_ppo("UPGDMultiInputPolicy", env)
+    assert {name: p.shape for name, p in model.policy.named_parameters()} == {
+        name: p.shape for name, p in other.policy.named_parameters()
+    }
+    assert_learns(model)
+
+
+def test_a_misspelt_optimizer_setting_is_told_the_nearest():
+    for algorithm in (PPO, A2C):
+        with pytest.raises(TypeError, match=r"AdaptiveUPGD.*'sgima'\. Perhaps you meant sigma\?"):
+            algorithm(
+                "UPGDPolicy",
+                "Pendulum-v1",
+                policy_kwargs=dict(optimizer_kwargs=dict(sgima=1.0)),
+            )
+    with pytest.raises(TypeError, match=r"'xyz'\. It has .*beta_utility"):
+        small_ppo(UPGDPolicy, policy_kwargs=dict(optimizer_kwargs=dict(xyz=1.0)))
+
+
 def test_an_unknown_optimizer_setting_is_refused_with_its_value():
     with pytest.raises(ValueError, match=r"sigma.*-1"):
         small_ppo(UPGDPolicy, policy_kwargs=dict(optimizer_kwargs=dict(sigma=-1)))
