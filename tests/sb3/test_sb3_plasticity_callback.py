@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
-from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
+from sb3_contrib.common.envs import InvalidActionEnvDiscrete
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -212,6 +213,23 @@ IMAGES = FakeImageEnv(screen_height=40, screen_width=40, n_channels=1)
         ),
         (DQN, "CnnPolicy", IMAGES, OFF_POLICY, {"q_net.features_extractor.cnn"}),
         (RecurrentPPO, "MlpLstmPolicy", "Pendulum-v1", PPO_SETTINGS, {"actor", "critic"}),
+        (
+            MaskablePPO,
+            "MlpPolicy",
+            InvalidActionEnvDiscrete(dim=8, n_invalid_actions=2),
+            PPO_SETTINGS,
+            {"actor", "critic"},
+        ),
+        (CrossQ, "MlpPolicy", "Pendulum-v1", OFF_POLICY, {"actor.latent_pi", "critic.qf0"}),
+        (SAC, "MlpPolicy", "Pendulum-v1", OFF_POLICY | dict(use_sde=True), {"actor.latent_pi"}),
+        (PPO, "MlpPolicy", "Pendulum-v1", PPO_SETTINGS | dict(use_sde=True), {"actor", "critic"}),
+        (
+            SAC,
+            "MultiInputPolicy",
+            BitFlippingEnv(n_bits=4, continuous=True, max_steps=4),
+            OFF_POLICY | dict(replay_buffer_class=HerReplayBuffer),
+            {"actor.latent_pi", "critic.qf0"},
+        ),
     ],
 )
 def test_any_algorithm_and_features_extractor(algorithm, policy, env, settings, networks, tmp_path):
