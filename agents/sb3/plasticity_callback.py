@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HumanOutputFormat, Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -114,7 +115,7 @@ class PlasticityCallback(BaseCallback):
         self._batch.collect()
         if self._iteration is not None:
             start = perf_counter()
-            self._record(self._iteration.before, self._end_iteration(), self.logger)
+            self._record(with_sb3s=not isinstance(self.model, OffPolicyAlgorithm))
             self._rest_until = start + (perf_counter() - start) / self._largest_share
         assert self._due is not None
         if self.num_timesteps >= self._due and perf_counter() >= self._rest_until:
@@ -123,10 +124,7 @@ class PlasticityCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         if self._iteration is not None and self._latest_step != self.num_timesteps:
-            # SB3 writes no more of its own, so that these are written by themselves.
-            logger = Logger(self.logger.dir, self.logger.output_formats)
-            self._record(self._iteration.before, self._end_iteration(), logger)
-            logger.dump(self.num_timesteps)
+            self._record(with_sb3s=False)
         self._end_iteration()
         self._file.close()
         if self._latest_step is None:
@@ -142,9 +140,15 @@ class PlasticityCallback(BaseCallback):
         iteration, self._iteration = self._iteration, None
         return {} if iteration is None else iteration.end()
 
-    def _record(
-        self, before: dict[str, Tensor], gradients: dict[str, Tensor], logger: Logger
-    ) -> None:
+    def _record(self, with_sb3s: bool) -> None:
+        """Measure, and log together with what SB3 is about to log or at once.
+
+        Off-policy algorithms log where episodes end, which may be much later, and none logs at
+        the end of training.
+        """
+        assert self._iteration is not None
+        before, gradients = self._iteration.before, self._end_iteration()
+        logger = self.logger if with_sb3s else Logger(self.logger.dir, self.logger.output_formats)
         policy, inputs, forward = self.model.policy, self._batch.inputs(), self._batch.forward
         if not self._activations:
             self._activations = policy_activations(policy, inputs, forward)
@@ -159,6 +163,8 @@ class PlasticityCallback(BaseCallback):
             if shown:
                 self._make_room_for(key)
         self._warn(measurements, logger)
+        if not with_sb3s:
+            logger.dump(self.num_timesteps)
 
     def _warn(self, measurements: list[Measurement], logger: Logger) -> None:
         rows = [Row(0, self.num_timesteps, *row) for row in measurements]

@@ -315,6 +315,22 @@ def test_everything_reaches_sb3s_own_logger(tmp_path, capsys):
     assert "weight_max_abs" not in printed
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "settings"), [(PPO, PPO_SETTINGS | dict(n_steps=30)), (SAC, OFF_POLICY)]
+)
+def test_tensorboard_has_every_measurement_at_its_step(algorithm, settings, tmp_path):
+    model = algorithm("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8]), **settings)
+    model.set_logger(configure(str(tmp_path), ["tensorboard"]))
+    model.learn(150, callback=PlasticityCallback(every=30), log_interval=1)
+    table = pd.read_csv(tmp_path / "plasticity.csv")
+    board = EventAccumulator(str(tmp_path)).Reload()
+    for (network, layer, statistic), rows in table.groupby(["network", "layer", "statistic"]):
+        logged = board.Scalars(f"plasticity/{network}/{layer}/{statistic}")
+        assert [scalar.step for scalar in logged] == rows.step.tolist()
+        np.testing.assert_allclose([scalar.value for scalar in logged], rows.value, rtol=1e-5)
+    assert table.step.nunique() >= 4
+
+
 def test_long_names_fit_into_sb3s_table_if_asked_for(tmp_path, capsys):
     policy_kwargs = dict(features_extractor_class=Convolutions, net_arch=[8])
     model = PPO("CnnPolicy", IMAGES, policy_kwargs=policy_kwargs, verbose=1, **PPO_SETTINGS)
