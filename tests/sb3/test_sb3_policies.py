@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sb3_contrib import QRDQN, TQC, CrossQ
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -177,7 +178,15 @@ def test_a_policy_can_be_saved_and_loaded_by_itself(tmp_path):
 
 @pytest.mark.parametrize("policy", [UPGDPolicy, "UPGDPolicy"])
 @pytest.mark.parametrize(
-    ("algorithm", "env"), [(SAC, "Pendulum-v1"), (TD3, "Pendulum-v1"), (DQN, "CartPole-v1")]
+    ("algorithm", "env"),
+    [
+        (SAC, "Pendulum-v1"),
+        (TD3, "Pendulum-v1"),
+        (TQC, "Pendulum-v1"),
+        (CrossQ, "Pendulum-v1"),
+        (DQN, "CartPole-v1"),
+        (QRDQN, "CartPole-v1"),
+    ],
 )
 def test_an_algorithm_of_another_kind_says_what_to_use_instead(algorithm, env, policy):
     with pytest.raises(AttributeError, match=r"PPO, A2C and TRPO.*optimizer_class=AdaptiveUPGD"):
