@@ -19,7 +19,7 @@ from agents.plasticity.features import (
     srank,
     stable_rank,
 )
-from agents.plasticity.measure import Measurement, measure
+from agents.plasticity.measure import Measurement, layer_activations, measure
 from agents.plasticity.optimizer_statistics import (
     adam_direction,
     effective_step,
@@ -62,6 +62,7 @@ __all__ = [
     "feature_statistics",
     "gradient_l2",
     "gradient_zero_fraction",
+    "layer_activations",
     "measure",
     "module_trainability",
     "plasticity",

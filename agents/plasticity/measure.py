@@ -150,6 +150,34 @@ def measure(
     Raises:
         ValueError: if the module has no hidden layer that hooks can see.
     """
+    layers = _layers_that_run(module, observations, forward)
+    if all(layer.features is None for layer in layers):
+        raise ValueError(
+            f"{type(module).__name__} has no hidden layer to measure: a linear or convolutional "
+            "layer followed by an activation module was expected; write activations as modules "
+            "(nn.ReLU(), nn.Tanh()) rather than as function calls."
+        )
+    return _measurements(layers, initial or {}, previous or {})
+
+
+def layer_activations(
+    module: nn.Module, observations: Any, *, forward: Callable[[Any], Any] | None = None
+) -> dict[tuple[str, str], str]:
+    """The nonlinearity of every hidden layer, by network and layer as `measure` names them.
+
+    Arguments are those of `measure`. Nonlinearities are keys of `ACTIVATIONS`, such as "tanh".
+    """
+    layers = _layers_that_run(module, observations, forward)
+    return {
+        place: layer.activation
+        for place, layer in zip(_places(layers), layers, strict=True)
+        if layer.activation is not None
+    }
+
+
+def _layers_that_run(
+    module: nn.Module, observations: Any, forward: Callable[[Any], Any] | None
+) -> list[_Layer]:
     recorder = _Recorder()
     inputs = _prepared(observations, module)
     with _observed(module, recorder):
@@ -159,14 +187,7 @@ def measure(
             module(*inputs)
         else:
             module(inputs)
-    hidden = [layer for layer in recorder.layers if layer.features is not None]
-    if not hidden:
-        raise ValueError(
-            f"{type(module).__name__} has no hidden layer to measure: a linear or convolutional "
-            "layer followed by an activation module was expected; write activations as modules "
-            "(nn.ReLU(), nn.Tanh()) rather than as function calls."
-        )
-    return _measurements(recorder.layers, initial or {}, previous or {})
+    return recorder.layers
 
 
 @contextmanager

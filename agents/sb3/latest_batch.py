@@ -17,6 +17,9 @@ MAX_SAMPLES = 1024
 Tree = Any
 """An array, or a dict of trees."""
 
+Places = tuple[np.ndarray, np.ndarray]
+"""Steps and environments of samples."""
+
 
 def latest_batch(model: BaseAlgorithm) -> ReplayBatch | RolloutBatch:
     """What a model's statistics are measured on: its replay buffer or its latest rollouts.
@@ -37,6 +40,7 @@ def latest_batch(model: BaseAlgorithm) -> ReplayBatch | RolloutBatch:
 class RolloutBatch:
     """The latest rollout of an on-policy algorithm, or as many of them as hold 1024 samples.
 
+    Of a larger one 1024 evenly spaced samples are kept, of every environment the same number.
     Recurrent policies are run with the states that they had when they collected the samples.
     """
 
@@ -47,13 +51,12 @@ class RolloutBatch:
         self._rollouts: deque[Tree] = deque(maxlen=kept)
 
     def collect(self) -> None:
-        """Take in the rollout that has just ended, where one is not enough."""
-        if self._rollouts.maxlen != 1:
-            self._rollouts.append(_map(np.copy, self._latest()))
+        """Take in the rollout that has just ended."""
+        self._rollouts.append(self._latest())
 
     def inputs(self) -> Tree:
         """The samples, one along axis 0 of every array."""
-        return _concatenate(list(self._rollouts)) if self._rollouts else self._latest()
+        return _concatenate(list(self._rollouts))
 
     def forward(self, inputs: Tree) -> None:
         """Run the policy on (tensors of) the inputs."""
@@ -70,11 +73,12 @@ class RolloutBatch:
 
     def _latest(self) -> Tree:
         buffer = self._model.rollout_buffer  # type: ignore[attr-defined]
-        tree = {"observations": _map(_by_sample, buffer.observations)}
+        places = _evenly_spaced(buffer.buffer_size, buffer.n_envs)
+        tree = {"observations": _at(places, buffer.observations)}
         if hasattr(buffer, _RECURRENT[0]):
-            tree["episode_starts"] = _by_sample(buffer.episode_starts)
+            tree["episode_starts"] = _at(places, buffer.episode_starts)
             for name in _RECURRENT:  # [steps, layers, envs, units]
-                tree[name] = _by_sample(getattr(buffer, name).swapaxes(1, 2))
+                tree[name] = _at(places, getattr(buffer, name).swapaxes(1, 2))
         return tree
 
 
@@ -97,10 +101,8 @@ class ReplayBatch:
         """The samples, one along axis 0 of every array."""
         buffer, normalizer = self._model.replay_buffer, self._model.get_vec_normalize_env()
         assert buffer is not None
-        count = buffer.size() * buffer.n_envs
-        chosen = np.linspace(0, count - 1, min(count, MAX_SAMPLES)).astype(int)
-        places = (chosen // buffer.n_envs, chosen % buffer.n_envs)
-        observations = _map(lambda array: array[places], buffer.observations)
+        places = _evenly_spaced(buffer.size(), buffer.n_envs)
+        observations = _at(places, buffer.observations)
         if normalizer is not None:
             observations = normalizer.normalize_obs(observations)
         return {"observations": observations, "actions": buffer.actions[places]}
@@ -115,18 +117,26 @@ class ReplayBatch:
             policy(inputs["observations"])
 
 
-def _map(function: Callable[[np.ndarray], np.ndarray], tree: Tree) -> Tree:
+def _evenly_spaced(steps: int, envs: int) -> Places:
+    """At most 1024 of the places of arrays [steps, envs, …].
+
+    Counted environment by environment: counted step by step, the distance between two would often
+    be a multiple of the number of environments, and all would lie in the first one.
+    """
+    count = steps * envs
+    limit = min(count, MAX_SAMPLES)
+    environment, step = np.divmod(np.arange(limit) * count // limit, steps)
+    return step, environment
+
+
+def _at(places: Places, tree: Tree) -> Tree:
+    """Arrays [steps, envs, …] → [samples, …]."""
     if isinstance(tree, dict):
-        return {name: _map(function, part) for name, part in tree.items()}
-    return function(tree)
+        return {name: _at(places, part) for name, part in tree.items()}
+    return tree[places]
 
 
 def _concatenate(trees: list[Tree]) -> Tree:
     if isinstance(trees[0], dict):
         return {name: _concatenate([tree[name] for tree in trees]) for name in trees[0]}
     return np.concatenate(trees)
-
-
-def _by_sample(array: np.ndarray) -> np.ndarray:
-    """[steps, envs, …] → [samples, …]."""
-    return array.reshape(-1, *array.shape[2:])

@@ -10,16 +10,23 @@ from time import perf_counter
 from typing import Any, TextIO
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HumanOutputFormat
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 from torch.optim import Optimizer
 
-from agents.plasticity import EarlyWarningMonitor, Measurement, Row, Thresholds
+from agents.plasticity import EarlyWarning, EarlyWarningMonitor, Measurement, Row, Thresholds
 from agents.sb3.latest_batch import MAX_SAMPLES, latest_batch
-from agents.sb3.statistics import copy_of_parameters, optimizers_of, policy_statistics
+from agents.sb3.statistics import (
+    copy_of_parameters,
+    optimizers_of,
+    policy_activations,
+    policy_statistics,
+)
 
 DEFAULT_CADENCE = 10_000
 LARGEST_SHARE = 0.02
+FILE = "plasticity.csv"
 COLUMNS = ("step", "network", "layer", "statistic", "value")
 
 
@@ -41,11 +48,13 @@ class PlasticityCallback(BaseCallback):
     activations are modules.
 
     Args:
-        every: environment steps between two measurements; each takes place where a rollout ends.
-            None is 10 000, and more where measuring would else take over 2 % of the time.
-        thresholds: where trouble begins; None is fit to the policy's activation.
+        every: environment steps between two measurements; each takes place where a rollout or
+            training ends. None is 10 000, and more where measuring would else take over 2 % of
+            the time. The first is due after 1024 steps, or `every` if that is less.
+        thresholds: where trouble begins; None is fit to every layer's own activation.
         log_dir: folder of `plasticity.csv`; None is that of SB3's logs where it keeps some, else
-            the current folder.
+            the current folder. A file of an earlier training stays: the next one's is
+            `plasticity_2.csv`. A continued training (`reset_num_timesteps=False`) continues it.
         stdout: the statistics that SB3's table on the terminal shows, too.
         verbose: SB3's.
 
@@ -54,6 +63,7 @@ class PlasticityCallback(BaseCallback):
         TypeError: at the start of training, if the algorithm has neither buffer.
 
     Attributes:
+        path: the file of the latest training, None before the first.
         warnings: (step, message) of every early warning so far.
     """
 
@@ -73,21 +83,29 @@ class PlasticityCallback(BaseCallback):
         self.thresholds = thresholds
         self.log_dir = None if log_dir is None else Path(log_dir)
         self.stdout = frozenset(stdout)
+        self.path: Path | None = None
         self.warnings: list[tuple[int, str]] = []
         self._initial: dict[str, Tensor] = {}
+        self._activations: dict[tuple[str, str], str] = {}
+        self._monitors: dict[Thresholds, EarlyWarningMonitor] = {}
+        self._due: int | None = None
+        self._latest_step: int | None = None
         self._iteration: _Iteration | None = None
 
     def _init_callback(self) -> None:
         self._batch = latest_batch(self.model)
         if not self._initial:
             self._initial = copy_of_parameters(self.model.policy)
-            self._monitor = EarlyWarningMonitor(self.thresholds or self._fitting_thresholds())
 
     def _on_training_start(self) -> None:
-        # Once there are samples enough for the ranks to mean something, then at the cadence.
-        self._due = self.num_timesteps + min(self.every, MAX_SAMPLES)
+        if self.num_timesteps == 0 or self._due is None:
+            # Once there are samples enough for the ranks to mean something, then at the cadence.
+            self._due = self.num_timesteps + min(self.every, MAX_SAMPLES)
+            self._latest_step = None
+        else:
+            self._due = min(self._due, self.num_timesteps + self.every)
         self._rest_until = 0.0
-        self._iteration = None
+        self._end_iteration()  # of a training that was interrupted
         self._file, self._writer = self._open()
 
     def _on_step(self) -> bool:
@@ -97,48 +115,76 @@ class PlasticityCallback(BaseCallback):
         self._batch.collect()
         if self._iteration is not None:
             start = perf_counter()
-            self._record(self._iteration.end())
-            self._iteration = None
+            self._record(with_sb3s=not isinstance(self.model, OffPolicyAlgorithm))
             self._rest_until = start + (perf_counter() - start) / self._largest_share
+        assert self._due is not None
         if self.num_timesteps >= self._due and perf_counter() >= self._rest_until:
             self._iteration = _Iteration(self.model.policy)
             self._due = self.num_timesteps + self.every
 
     def _on_training_end(self) -> None:
-        if self._iteration is not None:
-            self._iteration.end()
+        if self._iteration is not None and self._latest_step != self.num_timesteps:
+            self._record(with_sb3s=False)
+        self._end_iteration()
         self._file.close()
+        if self._latest_step is None:
+            warnings.warn(
+                f"PlasticityCallback measured nothing: training ended at step {self.num_timesteps},"
+                f" and the first measurement follows the first rollout that ends at step "
+                f"{self._due} or later; train longer, or give it a smaller every=….",
+                stacklevel=2,
+            )
 
-    def _record(self, gradients: dict[str, Tensor]) -> None:
+    def _end_iteration(self) -> dict[str, Tensor]:
+        """The gradients that were seen, by name."""
+        iteration, self._iteration = self._iteration, None
+        return {} if iteration is None else iteration.end()
+
+    def _record(self, with_sb3s: bool) -> None:
+        """Measure, and log together with what SB3 is about to log or at once.
+
+        Off-policy algorithms log where episodes end, which may be much later, and none logs at
+        the end of training.
+        """
         assert self._iteration is not None
-        measurements = policy_statistics(
-            self.model.policy,
-            self._batch.inputs(),
-            self._batch.forward,
-            self._initial,
-            self._iteration.before,
-            gradients,
-        )
+        before, gradients = self._iteration.before, self._end_iteration()
+        logger = self.logger if with_sb3s else Logger(self.logger.dir, self.logger.output_formats)
+        policy, inputs, forward = self.model.policy, self._batch.inputs(), self._batch.forward
+        if not self._activations:
+            self._activations = policy_activations(policy, inputs, forward)
+        measurements = policy_statistics(policy, inputs, forward, self._initial, before, gradients)
+        self._latest_step = self.num_timesteps
         self._writer.writerows([self.num_timesteps, *row] for row in measurements)
         self._file.flush()
         for network, layer, statistic, value in measurements:
             shown = statistic in self.stdout
             key = f"plasticity/{network}/{layer}/{statistic}"
-            self.logger.record(key, value, exclude=None if shown else ("stdout", "log"))
+            logger.record(key, value, exclude=None if shown else ("stdout", "log"))
             if shown:
                 self._make_room_for(key)
-        self._warn(measurements)
+        self._warn(measurements, logger)
+        if not with_sb3s:
+            logger.dump(self.num_timesteps)
 
-    def _warn(self, measurements: list[Measurement]) -> None:
+    def _warn(self, measurements: list[Measurement], logger: Logger) -> None:
         rows = [Row(0, self.num_timesteps, *row) for row in measurements]
-        for warning in self._monitor.observe([*rows, *self._rows_of_the_policy()]):
-            message = warning.message.split(": ", 1)[1]  # without member and step
-            self.warnings.append((warning.step, message))
-            warnings.warn(f"step {warning.step}: {message}", PlasticityWarning, stacklevel=2)
-            self.logger.record(
-                "plasticity/warning", message, exclude=("stdout", "log", "csv", "json")
-            )
-        self.logger.record("plasticity/warnings", len(self.warnings))
+        for row in [*rows, *self._rows_of_the_policy()]:
+            for warning in self._judge(row):
+                self.warnings.append((warning.step, warning.description))
+                warnings.warn(
+                    f"step {warning.step}: {warning.description}", PlasticityWarning, stacklevel=2
+                )
+                logger.record(
+                    "plasticity/warning",
+                    warning.description,
+                    exclude=("stdout", "log", "csv", "json"),
+                )
+        logger.record("plasticity/warnings", len(self.warnings))
+
+    def _judge(self, row: Row) -> list[EarlyWarning]:
+        activation = self._activations.get((row.network, row.layer), "")
+        limits = self.thresholds or Thresholds.for_activation(activation)
+        return self._monitors.setdefault(limits, EarlyWarningMonitor(limits)).observe([row])
 
     def _rows_of_the_policy(self) -> list[Row]:
         """Exploration, and how far the latest update moved the policy, where they are known."""
@@ -152,10 +198,6 @@ class PlasticityCallback(BaseCallback):
             Row(0, self.num_timesteps, "policy", "", name, value) for name, value in scalars.items()
         ]
 
-    def _fitting_thresholds(self) -> Thresholds:
-        activation: Any = getattr(self.model.policy, "activation_fn", None)
-        return Thresholds.for_activation(getattr(activation, "__name__", "").lower())
-
     def _make_room_for(self, key: str) -> None:
         """SB3's table cuts long names, and refuses two that are then the same."""
         for output in self.logger.output_formats:
@@ -166,38 +208,72 @@ class PlasticityCallback(BaseCallback):
         keeps_logs = self.model.tensorboard_log is not None or self.model._custom_logger
         folder = self.log_dir or Path((self.logger.dir if keeps_logs else None) or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "plasticity.csv"
-        goes_on = self.num_timesteps > 0 and path.exists()
-        file = open(path, "a" if goes_on else "w", newline="", encoding="utf-8")  # noqa: SIM115
+        if self.path is None or self.path.parent != folder:
+            self.path = folder / FILE
+        goes_on = self.num_timesteps > 0 and self.path.exists()
+        if not goes_on:
+            self.path = _new_file(folder / FILE)
+        file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115
         writer = csv.writer(file, lineterminator="\n")
         if not goes_on:
             writer.writerow(COLUMNS)
         return file, writer
 
 
-class _Iteration:
-    """One update of a policy: its parameters before, and the last gradients that it saw.
+def _new_file(path: Path) -> Path:
+    """A new file of that name or, where there is one, of the name with the next free number."""
+    number, free = 1, path
+    while True:
+        try:
+            free.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+            free = path.with_stem(f"{path.stem}_{number}")
+        else:
+            break
+    if number > 1:
+        warnings.warn(
+            f"{path} holds the statistics of an earlier training; those of this one go to "
+            f"{free.name}.",
+            stacklevel=2,
+        )
+    return free
 
-    Gradients are taken where an optimizer steps, because later they may be another loss's: SAC's
-    actor loss leaves its own in the critic.
+
+class _Iteration:
+    """One update of a policy: its parameters before, and the gradients of its last step.
+
+    A gradient is kept as the loss gave it, before it is clipped, when the optimizer that owns the
+    parameter steps: later it may be another loss's, as SAC's actor loss leaves its own in the
+    critic.
     """
 
     def __init__(self, policy: Any) -> None:
         self.before = copy_of_parameters(policy)
         self._names = {p: name for name, p in policy.named_parameters()}
+        self._latest: dict[Tensor, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}
         self._handles = [
-            optimizer.register_step_pre_hook(self._keep) for optimizer in optimizers_of(policy)
+            *(
+                p.register_post_accumulate_grad_hook(self._note)
+                for p in self._names
+                if p.requires_grad
+            ),
+            *(optimizer.register_step_pre_hook(self._keep) for optimizer in optimizers_of(policy)),
         ]
 
     def end(self) -> dict[str, Tensor]:
-        """The gradients by name, as the optimizers got them."""
+        """The gradients by name."""
         for handle in self._handles:
             handle.remove()
         return self._gradients
 
+    def _note(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._latest[parameter] = parameter.grad.clone()
+
     def _keep(self, optimizer: Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
-                    self._gradients[self._names[p]] = p.grad.detach().clone()
+                if p.grad is not None and p in self._latest:
+                    self._gradients[self._names[p]] = self._latest[p]

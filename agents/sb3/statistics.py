@@ -16,6 +16,7 @@ from agents.plasticity import (
     effective_step,
     gradient_l2,
     gradient_zero_fraction,
+    layer_activations,
     measure,
     scaled_utility_statistics,
     utility_statistics,
@@ -52,7 +53,7 @@ def policy_statistics(
         forward: runs the policy's networks.
         initial: parameters at initialisation, by name.
         previous: parameters before the last iteration.
-        gradients: those of the last minibatch, as the optimizer got them.
+        gradients: those of the last minibatch, by name.
 
     Raises:
         ValueError: if the policy has no hidden layer; the message says what to do.
@@ -84,6 +85,18 @@ def policy_statistics(
             extra = ["log_std"] if network == "actor" else []
             rows += _rows(network, "all", sources.of_network(members, extra))
     return rows
+
+
+def policy_activations(
+    policy: nn.Module, inputs: Any, forward: Callable[[Any], None]
+) -> dict[tuple[str, str], str]:
+    """The nonlinearity of every hidden layer, by the network and layer of `policy_statistics`."""
+    return {
+        (NETWORKS.get(network, network), layer): activation
+        for (network, layer), activation in layer_activations(
+            policy, inputs, forward=forward
+        ).items()
+    }
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
+from stable_baselines3.common.env_util import unwrap_wrapper
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
@@ -32,7 +35,9 @@ class BatchedMujocoVecEnv(VecEnv):
     and its reward may be NaN (`VecCheckNan` finds it); the others are not touched.
 
     Args:
-        task: id of one of Gymnasium's MuJoCo tasks, such as "Ant-v4".
+        task: id of one of Gymnasium's MuJoCo tasks, such as "Ant-v4"; or, for
+            `make_vec_env(task, n, vec_env_cls=BatchedMujocoVecEnv)`, constructors of its
+            environments, which say the number, the time limit and the keyword arguments too.
         num_envs: number of sub-environments.
         seed: seeds sub-environment i with seed + i, as `make_vec_env` does; None leaves that to
             `seed()`, which SB3's algorithms call with their own seed.
@@ -43,12 +48,12 @@ class BatchedMujocoVecEnv(VecEnv):
 
     Raises:
         ValueError: a task that is not one of Gymnasium's MuJoCo tasks, an argument it does not
-            have, or a number out of range.
+            have, or a number out of range; constructors of unlike or wrapped environments.
     """
 
     def __init__(
         self,
-        task: str,
+        task: str | Sequence[Callable[[], gymnasium.Env]],
         num_envs: int = 1,
         seed: int | None = None,
         threads: int | None = None,
@@ -56,6 +61,12 @@ class BatchedMujocoVecEnv(VecEnv):
         render_mode: str | None = None,
         **env_kwargs: Any,
     ) -> None:
+        if not isinstance(task, str):
+            num_envs = len(task)
+            spec = _common_spec(task)
+            task, max_episode_steps = spec.id, spec.max_episode_steps
+            env_kwargs = {**spec.kwargs, **env_kwargs}
+            render_mode = env_kwargs.pop("render_mode", None) or render_mode
         if task not in TASKS:
             raise ValueError(_unknown_task(task, num_envs))
         threads = threads or available_cores()
@@ -198,6 +209,35 @@ class BatchedMujocoVecEnv(VecEnv):
 
     def _chosen(self, indices: VecEnvIndices) -> Iterable[int]:
         return list(self._get_indices(indices))
+
+
+def _common_spec(constructors: Sequence[Callable[[], gymnasium.Env]]) -> EnvSpec:
+    """What environments that `make_vec_env` would build all are, if they can be built natively."""
+    specs = []
+    for construct in constructors:
+        env = construct()
+        monitor = unwrap_wrapper(env, Monitor)
+        specs.append(env.spec)
+        env.close()
+        if isinstance(monitor, Monitor) and (monitor.results_writer or monitor.info_keywords):
+            raise ValueError(
+                "BatchedMujocoVecEnv's copies have no Monitor of their own that could write files "
+                "or keep info_keywords; leave monitor_dir and monitor_kwargs out, and put "
+                "VecMonitor around it."
+            )
+    first = next(iter(specs), None)
+    if first is None or any(spec != first for spec in specs):
+        raise ValueError(
+            "BatchedMujocoVecEnv steps copies of one of Gymnasium's registered MuJoCo tasks, which "
+            "these environments are not; use DummyVecEnv or SubprocVecEnv."
+        )
+    wrappers = [wrapper.name for wrapper in first.additional_wrappers if wrapper.name != "Monitor"]
+    if wrappers:
+        raise ValueError(
+            f"BatchedMujocoVecEnv's copies are one simulation and cannot wear {wrappers[0]} each; "
+            "wrap the whole (VecNormalize, VecFrameStack, …), or use DummyVecEnv or SubprocVecEnv."
+        )
+    return first
 
 
 def _one_each(batch: Info, num_envs: int) -> list[Info]:

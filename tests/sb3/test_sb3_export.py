@@ -5,7 +5,10 @@ import io
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -31,6 +34,17 @@ def run_of(tmp_path, settings):
     out = tmp_path / "run"
     assert train.main([*settings.split(), *TINY.split(), str(out)]) == 0
     return out
+
+
+def test_the_plug_in_imports_where_file_locks_are_missing():
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"  # as on Windows
+        "from agents.sb3 import BatchedMujocoVecEnv, PlasticityCallback, UPGDPolicy, load_policy\n"
+        "assert 'agents.run_directory' not in sys.modules\n"
+    )
+    root = Path(train.__file__).parent
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")

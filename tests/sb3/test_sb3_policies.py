@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sb3_contrib import QRDQN, TQC, CrossQ
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -177,7 +178,15 @@ def test_a_policy_can_be_saved_and_loaded_by_itself(tmp_path):
 
 @pytest.mark.parametrize("policy", [UPGDPolicy, "UPGDPolicy"])
 @pytest.mark.parametrize(
-    ("algorithm", "env"), [(SAC, "Pendulum-v1"), (TD3, "Pendulum-v1"), (DQN, "CartPole-v1")]
+    ("algorithm", "env"),
+    [
+        (SAC, "Pendulum-v1"),
+        (TD3, "Pendulum-v1"),
+        (TQC, "Pendulum-v1"),
+        (CrossQ, "Pendulum-v1"),
+        (DQN, "CartPole-v1"),
+        (QRDQN, "CartPole-v1"),
+    ],
 )
 def test_an_algorithm_of_another_kind_says_what_to_use_instead(algorithm, env, policy):
     with pytest.raises(AttributeError, match=r"PPO, A2C and TRPO.*optimizer_class=AdaptiveUPGD"):
@@ -190,6 +199,29 @@ def test_recurrent_ppo_says_what_to_use_instead():
     for policy in (UPGDPolicy, "UPGDPolicy"):
         with pytest.raises(AttributeError, match=r"optimizer_class=AdaptiveUPGD"):
             RecurrentPPO(policy, "Pendulum-v1")
+
+
+@pytest.mark.parametrize("policy", ["UPGDPolicy", UPGDPolicy])
+def test_dictionaries_are_taken_as_the_multi_input_policy_takes_them(policy):
+    env = SimpleMultiObsEnv(random_start=False)
+    model = small_ppo(policy, env)
+    other = small_ppo("UPGDMultiInputPolicy", env)
+    assert {name: p.shape for name, p in model.policy.named_parameters()} == {
+        name: p.shape for name, p in other.policy.named_parameters()
+    }
+    assert_learns(model)
+
+
+def test_a_misspelt_optimizer_setting_is_told_the_nearest():
+    for algorithm in (PPO, A2C):
+        with pytest.raises(TypeError, match=r"AdaptiveUPGD.*'sgima'\. Perhaps you meant sigma\?"):
+            algorithm(
+                "UPGDPolicy",
+                "Pendulum-v1",
+                policy_kwargs=dict(optimizer_kwargs=dict(sgima=1.0)),
+            )
+    with pytest.raises(TypeError, match=r"'xyz'\. It has .*beta_utility"):
+        small_ppo(UPGDPolicy, policy_kwargs=dict(optimizer_kwargs=dict(xyz=1.0)))
 
 
 def test_an_unknown_optimizer_setting_is_refused_with_its_value():

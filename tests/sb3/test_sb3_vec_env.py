@@ -3,9 +3,12 @@
 import json
 import warnings
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco.hopper_v4 import HopperEnv
+from gymnasium.wrappers import ClipAction
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -95,6 +98,48 @@ def test_time_limits_are_told_from_terminations():
         assert info["episode"]["l"] == 7
         assert info["terminal_observation"].shape == observation.shape
         assert not np.array_equal(info["terminal_observation"], observation)
+
+
+def test_make_vec_env_can_build_it():
+    settings = dict(seed=3, env_kwargs=dict(max_episode_steps=9, reset_noise_scale=0.1))
+    theirs = make_vec_env("Hopper-v4", 3, **settings)
+    mine = make_vec_env(
+        "Hopper-v4",
+        3,
+        vec_env_cls=BatchedMujocoVecEnv,
+        vec_env_kwargs=dict(threads=1),
+        **settings,
+    )
+    assert isinstance(mine, BatchedMujocoVecEnv)
+    assert mine.num_envs == 3
+    assert assert_same_steps(mine, theirs, 20) >= 6
+    assert mine.render_mode == theirs.render_mode
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "message"),
+    [
+        ("Hopper-v4", dict(wrapper_class=ClipAction), r"cannot wear ClipAction.*DummyVecEnv"),
+        ("Hopper-v4", dict(monitor_dir="logs"), r"monitor_dir.*VecMonitor"),
+        ("Hopper-v4", dict(monitor_kwargs=dict(info_keywords=("x",))), r"VecMonitor"),
+        ("CartPole-v1", {}, r"CartPole-v1.*make_vec_env\('CartPole-v1', n_envs=2\)"),
+        (HopperEnv, {}, r"registered MuJoCo tasks.*DummyVecEnv"),
+    ],
+)
+def test_what_make_vec_env_cannot_have_of_it_says_what_to_use(
+    env, settings, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        make_vec_env(env, 2, vec_env_cls=BatchedMujocoVecEnv, **settings)
+
+
+def test_environments_that_differ_are_refused():
+    constructors = [
+        lambda size=size: gymnasium.make("Hopper-v4", reset_noise_scale=size) for size in (0.1, 0.2)
+    ]
+    with pytest.raises(ValueError, match="copies of one"):
+        BatchedMujocoVecEnv(constructors)
 
 
 def test_training_on_it_equals_training_on_dummy_vec_env():
