@@ -276,15 +276,18 @@ def _permutation_p(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
 
 def _placed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Probability of improvement and its variance (Brunner & Munzel, 2000) over the last axes."""
+    n, m = x.shape[-1], y.shape[-1]
     first, second = x[..., :, None], y[..., None, :]
-    wins = (first > second) + 0.5 * (first == second)
-    n, m = wins.shape[-2:]
-    variance = np.zeros(wins.shape[:-2])
-    for along, size in ((-1, n), (-2, m)):
-        if size > 1:
-            variance = variance + wins.mean(axis=along).var(axis=-1, ddof=1) / size
+    twice_won = np.add(first > second, first >= second, dtype=np.int8)
+    share_of_x = twice_won.sum(axis=-1, dtype=np.int32) / (2 * m)
+    share_of_y = twice_won.sum(axis=-2, dtype=np.int32) / (2 * n)
     least = 1 / (2 * n * m) ** 2  # complete separation has none, and is the furthest from equal
-    return wins.mean(axis=(-1, -2)), np.maximum(variance, least)
+    variance = sum(
+        share.var(axis=-1, ddof=1) / share.shape[-1]
+        for share in (share_of_x, share_of_y)
+        if share.shape[-1] > 1
+    )
+    return share_of_x.mean(axis=-1), np.maximum(variance, least)
 
 
 def _studentised(placed: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -41,7 +41,7 @@ def number(value: float) -> str:
 
 
 def with_bounds(interval: Interval) -> str:
-    """Value [low, high]; equal values are no certainty, so an empty interval is not shown as one."""
+    """Value [low, high]; equal values are no certainty, so no empty interval is shown as one."""
     if not interval.n:
         return "–"
     if not math.isfinite(interval.low):
