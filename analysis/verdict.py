@@ -182,7 +182,8 @@ def _power(pair: PairResult, comparisons: int) -> str:
     """What so many seeds could have shown."""
     seeds = pair.improvement["final"].seeds
     least = smallest_detectable(*seeds, level=SIGNIFICANCE / max(comparisons, 1))
-    of = f"With {seeds[0]} and {seeds[1]} seeds and {comparisons} comparisons on the page"
+    made = f"{comparisons} comparison{'' if comparisons == 1 else 's'}"
+    of = f"With {seeds[0]} and {seeds[1]} seeds and {made} on the page"
     if isnan(least):
         return f"{of} no difference, however large, is sure to be stated: more seeds are needed."
     shift = sqrt(2) * norm.ppf(least)
