@@ -102,6 +102,9 @@ class Compare:
     out the worst quarter, and with it a quarter of the collapses)."""
     steps: Count | None = None
     """Measure the first so many steps; by default as many as all seeds reached."""
+    primary: Literal["retained", "final", "time_below", "first_fall"] = "retained"
+    """The measure that the study was made for, named before it was run; the report labels the
+    others exploratory."""
     env: str | None = None
     """Environment of the logs that do not name theirs."""
     overwrite: bool = False
@@ -125,6 +128,7 @@ def compare(arguments: Compare) -> None:
         arguments.aggregate,
         arguments.overwrite,
         f"evaluate.py compare {' '.join(arguments.arms)}",
+        arguments.primary,
     )
     for result in study.environments:
         _print_verdict(f"{result.environment}, first {result.horizon:,} steps", verdict(result))

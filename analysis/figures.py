@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter
 
 from analysis.arm import StatisticKey
 from analysis.collapse import HALTED, THRESHOLD
-from analysis.comparison import ArmResult, Band, EnvironmentResult
+from analysis.comparison import ArmResult, Band, EnvironmentResult, averaged
 from analysis.intervals import interval, pointwise_band
 
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -61,7 +61,7 @@ def figures(result: EnvironmentResult) -> Iterator[tuple[str, str, Figure]]:
         aggregate = AGGREGATE_NAMES[result.aggregate]
         yield (
             "learning_curves",
-            f"Episodic return: {aggregate} over seeds with its 95 % stratified bootstrap interval; "
+            f"Episodic return: {aggregate} over seeds with its 95 % interval; "
             "thin lines are single seeds, × marks where a seed was halted.",
             _learning_curves(result),
         )
@@ -70,8 +70,7 @@ def figures(result: EnvironmentResult) -> Iterator[tuple[str, str, Figure]]:
             "Retained performance. Left: where a seed stands between its start (0) and its peak "
             "(1), mean and 95 % interval; seeds peak at different times. Right: every seed at the "
             "end, with mean and 95 % interval, × for a halted seed; below the line a seed counts "
-            "as collapsed. The peak is the maximum of a noisy curve and biased upwards, which "
-            "makes retained performance look lower, for every arm alike.",
+            "as collapsed. The peak is found on odd episodes and read on even ones.",
             _retained(result),
         )
         yield (
@@ -167,7 +166,7 @@ def _seed_dots(axes: Axes, result: EnvironmentResult, name: str) -> None:
     """Every seed as a dot, and the mean with its interval beside it."""
     spread = np.random.default_rng(0)
     for index, arm in enumerate(result.arms):
-        values = getattr(arm.collapse, name)
+        values = averaged(arm.collapse, name)
         known = np.isfinite(values)
         halted = arm.collapse.outcome == HALTED
         place = index + spread.uniform(-0.18, 0.06, size=len(values))

@@ -8,10 +8,10 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from analysis.collapse import THRESHOLD
-from analysis.comparison import EnvironmentResult, Study
+from analysis.comparison import Study
 from analysis.intervals import Interval
 from analysis.notices import notices
-from analysis.verdict import suite_verdict, verdict
+from analysis.verdict import BETTER, suite_verdict, verdict
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def number(value: float) -> str:
 
 
 def with_bounds(interval: Interval) -> str:
-    """Value [low, high]; a bootstrap without width is no certainty, so it is not shown as one."""
+    """Value [low, high]; equal values are no certainty, so no empty interval is shown as one."""
     if not interval.n:
         return "–"
     if not math.isfinite(interval.low):
@@ -80,9 +80,10 @@ def page(
         verdict=verdict,
         suite_verdict=suite_verdict(study),
         notices=lambda result: list(dict.fromkeys(notices(result))),
-        comparisons=_comparisons(study.environments),
+        comparisons=study.comparisons,
         files=sorted(data),
         threshold=THRESHOLD,
+        better=BETTER,
         made=made,
     )
 
@@ -93,10 +94,6 @@ def _records(table: pd.DataFrame | None) -> tuple[list[str], list[tuple[list[str
         return [], []
     rows = [["–" if pd.isna(cell) else str(cell) for cell in row] for row in table.to_numpy()]
     return list(table.columns), [(row, len(set(row[1:])) > 1) for row in rows]
-
-
-def _comparisons(results: list[EnvironmentResult]) -> int:
-    return sum(len(pair.improvement) + 1 for result in results for pair in result.pairs)
 
 
 TEMPLATE = """<!doctype html>
@@ -147,16 +144,16 @@ on {{ study.environments | map(attribute="environment") | join(", ") }}</h1>
 
 <h3>Collapse</h3>
 <div class="scroll"><table>
-<tr><th>arm</th><th>seeds</th><th>collapsed<br>[exact 95 %]</th><th>collapsed<br>[bootstrap]</th>
-<th>retained,<br>mean</th><th>retained,<br>IQM</th>
-<th>halted</th><th>not judged</th></tr>
+<tr><th>arm</th><th>seeds</th><th>collapsed<br>[exact 95 %]</th><th>ever fell<br>[exact 95 %]</th>
+<th>time below,<br>mean</th><th>retained,<br>mean</th><th>retained,<br>IQM</th>
+<th>halted</th><th>never<br>learned</th></tr>
 {% for arm in result.arms %}
 <tr><td>{{ arm.name }}</td><td>{{ arm.rows | length }}</td>
-<td>{{ arm.collapsed_exact | share }}</td><td>{{ arm.collapsed | share }}</td>
+<td>{{ arm.collapsed | share }}</td><td>{{ arm.fell | share }}</td>
+<td>{{ arm.estimates["time_below", "mean"] | bounds }}</td>
 <td>{{ arm.estimates["retained", "mean"] | bounds }}</td>
 <td>{{ arm.estimates["retained", "iqm"] | bounds }}</td>
-<td>{{ (arm.collapse.outcome == "halted").sum() }}</td>
-<td>{{ arm.rows | length - arm.collapsed.n }}</td></tr>
+<td>{{ arm.halted }}</td><td>{{ arm.never_learned }}</td></tr>
 {% endfor %}
 </table></div>
 <h3>Returns</h3>
@@ -171,22 +168,23 @@ on {{ study.environments | map(attribute="environment") | join(", ") }}</h1>
 <td>{{ arm.estimates["area", "mean"] | bounds }}</td></tr>
 {% endfor %}
 </table></div>
-<p class="small">Brackets are 95 % bootstrap intervals over seeds, except where marked exact. The
-bootstrap has no width where all seeds agree; the exact binomial interval does, and is the one to
-read with few seeds. The peak is the maximum of a noisy curve and biased upwards, for every arm
-alike. “Whole training” is the area under the learning curve divided by its length.</p>
+<p class="small">Brackets are 95 % intervals over seeds: Student's t for means, exact
+(Clopper–Pearson) for fractions, bootstrap for interquartile means. With fewer than ten seeds they
+cover less often than they say wherever seeds fall into two groups. “Whole training” is the area
+under the learning curve divided by its length. In means <i>retained</i> is clipped to −1 … 1 and a
+halted seed counts as −1 there, as worth its start in <i>final</i>.</p>
 
 {% if result.pairs %}
 <h3>Arm against arm</h3>
 <div class="scroll"><table>
-<tr><th>arms</th><th>probability that a seed of the first<br>ends higher</th>
-<th>permutation p</th><th>… retains more</th><th>permutation p</th></tr>
-{% for pair in result.pairs %}
+<tr><th>arms</th><th class="text">a seed of the first</th><th>probability<br>[95 %]</th>
+<th>p</th><th>p after<br>Holm's correction</th></tr>
+{% for pair in result.pairs %}{% for name, found in pair.improvement.items() %}
 <tr><td>{{ pair.first }} over {{ pair.second }}</td>
-{% for found in pair.improvement.values() %}
-<td>{{ found.probability | bounds }}</td><td>{{ "%.3f" | format(found.p_value) }}</td>
-{% endfor %}</tr>
-{% endfor %}
+<td class="text">{{ better[name] }}{{ " (primary)" if name == result.primary else "" }}</td>
+<td>{{ found.probability | bounds }}</td><td>{{ found.p_value | number }} ({{ found.test }})</td>
+<td>{{ found.adjusted_p | number }}</td></tr>
+{% endfor %}{% endfor %}
 </table></div>
 {% endif %}
 
@@ -219,7 +217,7 @@ alt="{{ picture.caption }}">
 {% endfor %}</div>
 {% endif %}
 <div class="scroll"><table>
-<tr><th>arm</th><th class="text">environments</th><th>collapsed<br>[bootstrap]</th>
+<tr><th>arm</th><th class="text">environments</th><th>collapsed<br>[exact 95 %]</th>
 <th>retained, IQM</th></tr>
 {% for arm in study.suite_arms %}
 <tr><td>{{ arm.name }}</td><td class="text">{{ arm.environments | join(", ") }}</td>
@@ -232,17 +230,22 @@ different tasks are on different scales and are not averaged.</p>
 
 <h2>What the numbers mean</h2>
 <p>Per seed, episodic returns are averaged in 100 equal bins of training steps (an empty bin takes
-the previous value) and smoothed by a 5-bin centred mean. <i>Start</i> is the first bin, <i>peak</i>
-the largest smoothed bin, <i>final</i> the mean of the last five bins;
-<i>retained</i> = (final − start) / (peak − start), and a seed <i>collapsed</i> when it retained
-less than {{ threshold }}. A seed whose training became non-finite counts as collapsed, and from
-then on as worth what it began with. A seed that never rose above its start had nothing to lose and
-is not judged; nor is one with episodes in fewer than 20 bins.</p>
-<p>A difference between arms is stated only where the 95 % bootstrap interval of the probability of
-improvement leaves out one half and a permutation test gives p &lt; 0.05; for the collapse fraction,
-where Fisher's exact test does. “Open” does not mean “equal”. This page makes {{ comparisons }}
-such comparison{{ "" if comparisons == 1 else "s" }}, and one in twenty between equal arms would be
-stated wrongly.</p>
+the previous value) and smoothed by a 5-bin centred mean; they are averages over episodes, not over
+steps. <i>Start</i> is the first bin, <i>final</i> the mean of the last five. The <i>peak</i> is
+found on the odd episodes and read on the even ones, so that noise does not raise it. A seed whose
+rise (peak − start) is no more than five standard errors of a smoothed bin <i>never learned</i>: it
+is neither kept nor collapsed, and is counted as such. <i>Retained</i> = (final − start) / (peak −
+start), and a seed <i>collapsed</i> when it retained less than {{ threshold }}. The <i>first
+fall</i> is where the smoothed curve first drops below half of its rise so far to stay there for
+three bins; <i>time below</i> is the share of training after the first 20 % that it spends there. A
+seed whose training became non-finite collapsed, fell when it halted, and ranks below every seed
+that lived. With episodes in fewer than 20 bins a seed is not judged.</p>
+<p>A difference between arms is stated only where the 95 % interval of the probability that a seed
+of one is better leaves out one half and p &lt; 0.05 after Holm's correction over the {{
+comparisons }} comparison{{ "" if comparisons == 1 else "s" }} of this page: between equal arms one
+page in twenty states anything at all. The primary measure is the one that was named before the
+study was run (--primary); whatever else is stated is exploratory. “Open” does not mean
+“equal”.</p>
 
 <h2>Settings and versions</h2>
 <p class="small">Shaded rows differ between arms.</p>

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from analysis.arm import Arm, InputError
-from analysis.comparison import Study, compare
+from analysis.comparison import PRIMARY, Study, compare
 from analysis.figures import figures
 from analysis.folders import appearing_whole
 from analysis.page import Picture, page
@@ -42,11 +42,12 @@ def write_report(
     aggregate: str = "mean",
     overwrite: bool = False,
     command: str = "",
+    primary: str = PRIMARY,
 ) -> Study:
     """Compare arms and write the report; `out` appears whole or not at all.
 
     Args:
-        steps, aggregate: see `compare`.
+        steps, aggregate, primary: see `compare`.
         overwrite: replace a report that is there.
         command: how it was asked for, for the page's foot.
 
@@ -54,7 +55,7 @@ def write_report(
         InputError: the arms cannot be compared, or `out` cannot take the report.
     """
     check_destination(out, overwrite)
-    study = compare(arms, steps, aggregate)
+    study = compare(arms, steps, aggregate, primary)
     with appearing_whole(out) as folder:
         pictures: dict[str, list[Picture]] = {}
         (folder / "figures").mkdir()

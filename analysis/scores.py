@@ -22,7 +22,7 @@ class Summary:
     """A mean return with its spread.
 
     Attributes:
-        mean: with its 95 % bootstrap interval.
+        mean: with its 95 % interval (Student's t).
         std: sample standard deviation; NaN for one value.
         length: mean episode length.
     """
