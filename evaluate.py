@@ -6,6 +6,7 @@ python evaluate.py compare ARM… --out report/
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -85,18 +86,20 @@ class Compare:
     """Compare arms: collapse, returns and layers, with intervals and a verdict.
 
     An arm is a run directory of train.py, or a folder with the TensorBoard logs (Stable-Baselines3,
-    CleanRL) or the monitor.csv files (Stable-Baselines3) of several seeds. NAME=FOLDER names it.
+    CleanRL) or the monitor.csv files (Stable-Baselines3) of several seeds. NAME=FOLDER names it. A
+    folder of runs of train.py, such as runs, stands for all of them.
     """
 
-    arms: tyro.conf.Positional[tuple[str, ...]]
+    arms: tyro.conf.Positional[tuple[str, ...]] = ()
     """Folders to compare; arms of several environments are grouped by environment."""
     out: Path = Path("report")
     """Folder for the report: report.html, figures/ and data/."""
     aggregate: Literal["mean", "iqm"] = "mean"
     """What the learning curves show over seeds: the mean, or the interquartile mean (which leaves
     out the worst quarter, and with it a quarter of the collapses)."""
-    steps: int | None = None
-    """Measure the first so many steps; by default as many as all seeds reached."""
+    steps: Count = 0
+    """Measure the first so many steps, e.g. 20e6; 0 means as many as all seeds reached, those left
+    aside that were cut off before 90 % of what the median seed of their arm reached."""
     env: str | None = None
     """Environment of the logs that do not name theirs."""
     overwrite: bool = False
@@ -108,6 +111,9 @@ def compare(arguments: Compare) -> None:
     from analysis.readers import read_arms
 
     arms = read_arms(list(arguments.arms), arguments.env)
+    for arm in arms:
+        print(f"{arm.name} on {arm.environment}: {len(arm.members)} seeds in {arm.path}")
+    print()
 
     # Plotting takes seconds to import: not before the arms are known to be readable.
     from analysis.report import PAGE, write_report
@@ -116,7 +122,7 @@ def compare(arguments: Compare) -> None:
     study = write_report(
         arms,
         arguments.out,
-        arguments.steps,
+        arguments.steps or None,
         arguments.aggregate,
         arguments.overwrite,
         f"evaluate.py compare {' '.join(arguments.arms)}",
@@ -327,9 +333,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"This needs {error.name}: pip install 'upgd-ppo[{extra}]'.", file=sys.stderr)
         return 2
     except (ValueError, OSError, ImportError) as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
+        hint = _command_hint(argv) if isinstance(error, ValueError) else ""
+        print(f"evaluate.py: error: {error}{hint}", file=sys.stderr)
         return 2
     return 0
+
+
+def _command_hint(argv: Sequence[str]) -> str:
+    """What was meant, if the first word is `compare` misspelt."""
+    first = argv[0] if argv else ""
+    near = difflib.get_close_matches(first, ["compare"], cutoff=0.75)
+    meant = near and first != "compare" and not Path(first).exists()
+    return " Did you mean evaluate.py compare?" if meant else ""
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from analysis.settings import setting_differences, version_differences
 
 
 def notices(result: EnvironmentResult) -> Iterator[str]:
-    """One sentence per thing: lengths, settings, unfinished runs, seeds halted or left out."""
+    """One sentence per thing: lengths, settings, unfinished or changed runs, seeds halted or not
+    measured. Early warnings are many, and have a table of their own."""
     yield from _lengths(result)
     if len(result.arms) == 1:
         yield f"{result.arms[0].name} is alone on {result.environment}: shown, not compared."
@@ -65,7 +66,11 @@ def _arm(result: ArmResult, horizon: int) -> Iterator[str]:
     for position, member in enumerate(arm.members):
         who = f"{arm.name}, seed {member.seed}:"
         if position not in result.rows:
-            yield f"{who} left out, it reached only {member.reached:,} of {horizon:,} steps."
+            yield (
+                f"{who} left out, its records end at {member.reached:,} of {horizon:,} steps. If "
+                "it crashed rather than still runs, that may have been a collapse, which is not "
+                "counted here."
+            )
         elif member.halted is not None:
             cause = f" ({member.cause})" if member.cause else ""
             consequence = (
@@ -81,5 +86,11 @@ def _arm(result: ArmResult, horizon: int) -> Iterator[str]:
             yield (
                 f"{arm.name}, seed {seed}: {outcome} (episodes ended in {filled} of {BINS} bins), "
                 "so whether it collapsed cannot be said; the collapse fraction leaves it out."
+            )
+    for event in arm.events:
+        if event.kind == "changed":
+            yield (
+                f"{arm.name} was changed during training: at step {event.step:,} it was continued "
+                f"with {event.message}, so its records are not of one setting."
             )
     yield from (f"{arm.name}: {note}" for note in arm.notes)
