@@ -169,8 +169,8 @@ def _members(
         seed, length = _integers(batch["seed"]), _integers(batch["episode_length"])
         seeds.update({int(who): int(seed[row]) for who, row in zip(known, first, strict=True)})
         longest = max(longest, int(length.max()))
-        for who, steps in enumerate(np.bincount(member, length)):
-            covered[who] += int(steps)
+        for k, steps in enumerate(np.bincount(member, length)):
+            covered[k] += int(steps)
         for row in np.flatnonzero(~np.isfinite(_floats(batch["episode_return"]))):
             halt = _Halt(int(step[row]), "its episode return is not finite")
             _earlier(broken, int(seed[row]), halt)
@@ -179,8 +179,8 @@ def _members(
     for batch in _batches(parts[STATISTICS][-1:], ("step",)):
         last = max(last, pc.max(batch["step"]).as_py() or 0)
 
-    for seed, halt in halts.items():
-        _earlier(broken, seed, halt)
+    for halted, halt in halts.items():
+        _earlier(broken, halted, halt)
     numbers = [seeds.get(k, first_seed + k) for k in range(max(seeds) + 1)]
     members = tuple(Member(seed, last, *broken.get(seed, (None, ""))) for seed in numbers)
     each = settings.get("envs_per_seed")
@@ -272,7 +272,7 @@ def _whole_parts(folder: Path, notes: list[str]) -> list[Path]:
 
     A Parquet file ends with its table of contents, so one that was cut short does not open.
     """
-    whole = []
+    whole: list[Path] = []
     for part in sorted(folder.glob("part-*.parquet")):
         try:
             pq.read_metadata(part)
