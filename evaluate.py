@@ -100,6 +100,9 @@ class Compare:
     steps: Count = 0
     """Measure the first so many steps, e.g. 20e6; 0 means as many as all seeds reached, those left
     aside that were cut off before 90 % of what the median seed of their arm reached."""
+    primary: Literal["retained", "final", "time_below", "first_fall"] = "retained"
+    """The measure that the study was made for, named before it was run; the report labels the
+    others exploratory."""
     env: str | None = None
     """Environment of the logs that do not name theirs."""
     overwrite: bool = False
@@ -126,6 +129,7 @@ def compare(arguments: Compare) -> None:
         arguments.aggregate,
         arguments.overwrite,
         f"evaluate.py compare {' '.join(arguments.arms)}",
+        arguments.primary,
     )
     for result in study.environments:
         _print_verdict(f"{result.environment}, first {result.horizon:,} steps", verdict(result))

@@ -1,7 +1,7 @@
 """Arms side by side: every measure with its interval, per environment and over all of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import nan
 
@@ -9,12 +9,23 @@ import numpy as np
 from scipy.stats import fisher_exact
 
 from analysis.arm import Arm, InputError, StatisticKey
-from analysis.collapse import BINS, Collapse, bin_of, bin_returns, measure
+from analysis.collapse import (
+    BINS,
+    HALTED,
+    HIGHEST,
+    LOWEST,
+    NEVER_LEARNED,
+    Collapse,
+    bin_of,
+    bin_returns,
+    measure,
+)
 from analysis.intervals import (
     Improvement,
     Interval,
     Statistic,
     fraction,
+    holm,
     interquartile_mean,
     interval,
     mean,
@@ -22,11 +33,13 @@ from analysis.intervals import (
     probability_of_improvement,
 )
 from analysis.settings import setting_differences
+from analysis.survival import Survival, kaplan_meier, log_rank
 
-MEASURES = ("final", "peak", "retained", "area")
+MEASURES = ("final", "peak", "retained", "time_below", "area")
 """What is aggregated over seeds as mean and interquartile mean."""
-COMPARED = ("final", "retained")
-"""What arms are compared in by probability of improvement."""
+COMPARED = ("final", "retained", "time_below", "first_fall")
+"""What arms are compared in by probability of improvement; any of them can be the primary one."""
+PRIMARY = "retained"
 AGGREGATES: dict[str, Statistic] = {"mean": mean, "iqm": interquartile_mean}
 
 
@@ -48,11 +61,13 @@ class ArmResult:
     """The members that are measured; the others did not get that far."""
     collapse: Collapse
     estimates: dict[tuple[str, str], Interval]
-    """By (measure, aggregate), e.g. ("final", "iqm")."""
+    """By (measure, aggregate), e.g. ("final", "iqm"); ``retained`` clipped to [−1, 1]."""
     collapsed: Interval
-    """Fraction of seeds that collapsed, bootstrap."""
-    collapsed_exact: Interval
-    """The same fraction with the exact binomial interval."""
+    """Fraction of the judged seeds that collapsed, with its exact interval."""
+    fell: Interval
+    """Fraction of the judged seeds that ever fell, with its exact interval."""
+    survival: Survival
+    """Share of the judged seeds that have not fallen yet, by training step."""
     curve: Band
     statistics: dict[StatisticKey, np.ndarray]
     """Each [seeds, 100], NaN where nothing was recorded."""
@@ -67,21 +82,38 @@ class ArmResult:
         """The measured seeds."""
         return self.arm.seeds[self.rows]
 
+    @property
+    def halted(self) -> int:
+        """How many of the measured seeds halted."""
+        return int((self.collapse.outcome == HALTED).sum())
+
+    @property
+    def never_learned(self) -> int:
+        """How many of the measured seeds never learned: neither kept nor collapsed."""
+        return int((self.collapse.outcome == NEVER_LEARNED).sum())
+
 
 @dataclass(frozen=True)
 class PairResult:
-    """Arm ``first`` against arm ``second``, in one environment or over several as strata."""
+    """Arm ``first`` against arm ``second``, in one environment or over several as strata.
+
+    Of two arms ``first`` is the one that was given later, so that "upgd against adam" is how a
+    study of adam and upgd reads, in every table and sentence alike.
+    """
 
     first: str
     second: str
     improvement: dict[str, Improvement]
-    """Probability that a seed of the first beats one of the second, by measure."""
+    """Probability that a seed of the first is better than one of the second, by measure: it ends
+    higher, retains more, spends less time below, falls later or not at all."""
     differences: tuple[str, ...]
     """Settings beyond the optimizer's that differ, each as a phrase."""
     unknown_settings: tuple[str, ...]
     """Arms whose logs do not record their settings."""
     collapse_p_value: float
     """Fisher's exact test of equal fractions of collapsed seeds; NaN over several environments."""
+    collapse_adjusted_p: float
+    """The same after Holm's correction over all comparisons of the study."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +123,10 @@ class EnvironmentResult:
     environment: str
     horizon: int
     aggregate: str
+    primary: str
+    """The measure that was named before the study was run; the others are exploratory."""
+    comparisons: int
+    """How many comparisons the whole study makes: what p-values are adjusted for."""
     arms: list[ArmResult]
     pairs: list[PairResult]
 
@@ -107,8 +143,9 @@ class SuiteArm:
     name: str
     environments: tuple[str, ...]
     retained: Interval
-    """Interquartile mean."""
+    """Interquartile mean, clipped to [−1, 1]."""
     collapsed: Interval
+    """Fraction of the judged seeds of all environments, with its exact interval."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +155,23 @@ class Study:
     environments: list[EnvironmentResult]
     suite_arms: list[SuiteArm]
     suite_pairs: list[PairResult]
+    primary: str
+    comparisons: int
 
 
-def compare(arms: Sequence[Arm], steps: int | None = None, aggregate: str = "mean") -> Study:
+def compare(
+    arms: Sequence[Arm],
+    steps: int | None = None,
+    aggregate: str = "mean",
+    primary: str = PRIMARY,
+) -> Study:
     """Measure and compare arms, environment by environment.
 
     Args:
         steps: measure the first so many steps; by default as many as all seeds of the environment
             reached. Seeds that did not reach them are left out.
         aggregate: "mean" or "iqm", for the curves.
+        primary: one of COMPARED, named before the runs were looked at.
 
     Raises:
         InputError: no two arms share an environment, or no seed of an arm reached ``steps``.
@@ -141,9 +186,40 @@ def compare(arms: Sequence[Arm], steps: int | None = None, aggregate: str = "mea
     for environment in sorted(groups):
         horizon = steps or _shared_steps(groups[environment])
         measured = [_arm(arm, horizon, AGGREGATES[aggregate]) for arm in groups[environment]]
-        pairs = [_pair([both]) for both in combinations(measured, 2)]
-        results.append(EnvironmentResult(environment, horizon, aggregate, measured, pairs))
-    return Study(results, *_suite(results))
+        pairs = [_pair([(b, a)]) for a, b in combinations(measured, 2)]
+        results.append(
+            EnvironmentResult(environment, horizon, aggregate, primary, 0, measured, pairs)
+        )
+    return _adjusted(Study(results, *_suite(results), primary, 0))
+
+
+def _adjusted(study: Study) -> Study:
+    """The study with its p-values adjusted for all the comparisons that it makes."""
+    pairs = [pair for result in study.environments for pair in result.pairs] + study.suite_pairs
+    found = np.array([p for pair in pairs for p in _p_values(pair)])
+    adjusted = iter(holm(found).tolist())
+    count = int(np.isfinite(found).sum())
+    renewed = iter([_with_adjusted(pair, adjusted) for pair in pairs])
+    return replace(
+        study,
+        environments=[
+            replace(result, comparisons=count, pairs=[next(renewed) for _ in result.pairs])
+            for result in study.environments
+        ],
+        suite_pairs=[next(renewed) for _ in study.suite_pairs],
+        comparisons=count,
+    )
+
+
+def _p_values(pair: PairResult) -> list[float]:
+    return [*(found.p_value for found in pair.improvement.values()), pair.collapse_p_value]
+
+
+def _with_adjusted(pair: PairResult, adjusted: Iterator[float]) -> PairResult:
+    improvement = {
+        name: replace(found, adjusted_p=next(adjusted)) for name, found in pair.improvement.items()
+    }
+    return replace(pair, improvement=improvement, collapse_adjusted_p=next(adjusted))
 
 
 def _shared_steps(arms: list[Arm]) -> int:
@@ -162,22 +238,29 @@ def _arm(arm: Arm, horizon: int, aggregate: Statistic) -> ArmResult:
             f"No seed of {arm.name} reached {horizon:,} steps "
             f"(the furthest: {max(m.reached for m in arm.members):,}): choose fewer --steps."
         )
-    bins = bin_returns(arm.episodes(), len(arm.members), horizon)[rows]
+    bins = bin_returns(arm.episodes(), len(arm.members), horizon).of(rows)
     collapse = measure(bins, np.array([_halt_bin(arm.members[k].halted, horizon) for k in rows]))
     return ArmResult(
         arm=arm,
         rows=rows,
         collapse=collapse,
         estimates={
-            (name, how): interval([getattr(collapse, name)], statistic)
+            (name, how): interval([averaged(collapse, name)], statistic)
             for name in MEASURES
             for how, statistic in AGGREGATES.items()
         },
-        collapsed=interval([collapse.collapsed]),
-        collapsed_exact=fraction(collapse.collapsed),
+        collapsed=fraction(collapse.collapsed),
+        fell=fraction(collapse.fell),
+        survival=kaplan_meier(collapse.first_fall * horizon / BINS, collapse.fell),
         curve=_curve(collapse, aggregate),
         statistics={key: curve[rows] for key, curve in bin_statistics(arm, horizon).items()},
     )
+
+
+def averaged(collapse: Collapse, name: str) -> np.ndarray:
+    """[S]: a measure as it enters means; ``retained`` is clipped, being a ratio."""
+    values: np.ndarray = getattr(collapse, name)
+    return np.clip(values, LOWEST, HIGHEST) if name == "retained" else values
 
 
 def _halt_bin(step: int | None, horizon: int) -> int:
@@ -222,15 +305,24 @@ def _pair(strata: Sequence[tuple[ArmResult, ArmResult]]) -> PairResult:
         first=first.name,
         second=second.name,
         improvement={
-            name: probability_of_improvement(
-                [(getattr(a.collapse, name), getattr(b.collapse, name)) for a, b in strata]
-            )
+            name: _improvement(name, [(a.collapse, b.collapse) for a, b in strata])
             for name in COMPARED
+            if name != "first_fall" or len(strata) == 1
         },
         differences=tuple(dict.fromkeys(differences)),
         unknown_settings=tuple(dict.fromkeys(unknown)),
         collapse_p_value=_equal_fractions(first, second) if len(strata) == 1 else nan,
+        collapse_adjusted_p=nan,
     )
+
+
+def _improvement(name: str, strata: Sequence[tuple[Collapse, Collapse]]) -> Improvement:
+    found = probability_of_improvement([(a.ranked(name), b.ranked(name)) for a, b in strata])
+    if name != "first_fall":
+        return found
+    ((a, b),) = strata
+    p_value = log_rank(a.first_fall, a.fell, b.first_fall, b.fell)
+    return replace(found, p_value=p_value, adjusted_p=p_value, test="log-rank")
 
 
 def _equal_fractions(first: ArmResult, second: ArmResult) -> float:
@@ -252,13 +344,15 @@ def _suite(results: list[EnvironmentResult]) -> tuple[list[SuiteArm], list[PairR
         SuiteArm(
             name,
             tuple(found),
-            interval([arm.collapse.retained for arm in found.values()], interquartile_mean),
-            interval([arm.collapse.collapsed for arm in found.values()]),
+            interval(
+                [averaged(arm.collapse, "retained") for arm in found.values()], interquartile_mean
+            ),
+            fraction(np.concatenate([arm.collapse.collapsed for arm in found.values()])),
         )
         for name, found in shared.items()
     ]
     meetings = [
         [(ours[e], theirs[e]) for e in ours if e in theirs]
-        for ours, theirs in combinations(shared.values(), 2)
+        for theirs, ours in combinations(shared.values(), 2)
     ]
     return arms, [_pair(strata) for strata in meetings if len(strata) > 1]

@@ -74,5 +74,5 @@ def _parse(message: str) -> tuple[str, str, str]:
     parsed = MESSAGE.fullmatch(message)
     if parsed is None:
         return "", message, ""
-    statistic, limit = parsed["statistic"].replace("_", " "), parsed["limit"] or "not finite"
+    statistic, limit = parsed["statistic"], parsed["limit"] or "not finite"
     return parsed["where"], f"{statistic} {limit}{parsed['of'] or ''}", parsed["meaning"] or ""

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.arm import StatisticKey
 from analysis.collapse import BINS, HALTED, THRESHOLD
@@ -50,7 +50,7 @@ LOGARITHMIC = frozenset(
 """Positive and of many sizes: on a linear axis one seed's outburst would hide all the others."""
 DECADE = 10.0
 """Values that span less are drawn on a linear axis all the same."""
-WORDS = {"l2": "L2", "kl": "KL", "std": "action std", "init": "initialization"}
+WORDS = {"l2": "L2", "kl": "KL", "std": "action std"}
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -71,7 +71,7 @@ STYLE: dict[Any, Any] = {
 }
 AGGREGATE_NAMES = {"mean": "mean", "iqm": "interquartile mean"}
 SURVIVORS = (
-    "From a halt (×) on, an arm's curve is over the seeds that still live, so it may look healthier "
+    "From a halt (×) on, an arm's curve is over the seeds that still live, so it may look better "
     "for having lost one."
 )
 
@@ -82,8 +82,8 @@ def figures(result: EnvironmentResult) -> Iterator[tuple[str, str, Figure]]:
         aggregate = AGGREGATE_NAMES[result.aggregate]
         yield (
             "learning_curves",
-            f"Episodic return: {aggregate} over seeds with its 95 % interval; thin lines are single "
-            "seeds, × marks where a seed was halted.",
+            f"Episodic return: {aggregate} over seeds with its 95 % interval; thin lines are "
+            "single seeds, × marks where a seed was halted.",
             _learning_curves(result),
         )
         yield (
@@ -106,7 +106,7 @@ def figures(result: EnvironmentResult) -> Iterator[tuple[str, str, Figure]]:
             "Retained performance. Left: where a seed stands between its start (0) and its peak "
             "(1), mean and 95 % interval; seeds peak at different times. Right: every seed at the "
             "end, with mean and 95 % interval, × for a halted seed; below the line a seed counts "
-            "as collapsed.",
+            "as collapsed. The peak is found on odd episodes and read on even ones.",
             _retained(result),
         )
         yield (
@@ -119,7 +119,7 @@ def figures(result: EnvironmentResult) -> Iterator[tuple[str, str, Figure]]:
 
 
 def _statistics_figures(result: EnvironmentResult) -> Iterator[tuple[str, str, Figure]]:
-    bands = "mean over seeds with 95 % interval."
+    bands = "mean over seeds with 95 % interval, the geometric mean where the axis is logarithmic."
     if any(arm.halted for arm in result.arms):
         bands += " " + SURVIVORS
     networks = ("actor", "critic")
@@ -229,7 +229,7 @@ def _falls(result: EnvironmentResult) -> Figure:
     _seed_dots(right, result, "time_below")
     right.set(ylabel="share of time below half")
     right.set_ylim(bottom=0)
-    _title_and_legend(figure, result, "First fall, and time spent below half")
+    _title_and_legend(figure, result, "Falls below half of the running peak")
     return figure
 
 
@@ -325,9 +325,7 @@ def _layers(result: EnvironmentResult, title: str, keys: list[StatisticKey]) -> 
         squeeze=False,
     )
     for row, statistic in zip(grid, statistics, strict=True):
-        for axes, (network, layer) in zip(row, columns, strict=True):
-            _statistic(axes, result, (network, layer, statistic))
-        _value_axis(row, statistic)
+        _draw_statistic(row, result, [(*column, statistic) for column in columns])
         _first_drawn(row).set_ylabel(_phrase(statistic).replace(" from ", "\nfrom "))
     for column, (network, layer) in zip(grid.T, columns, strict=True):
         _first_drawn(column).set_title(f"{network}, {_phrase(layer)}")
@@ -345,8 +343,7 @@ def _panels(result: EnvironmentResult, title: str, keys: list[StatisticKey]) -> 
         rows, columns, figsize=(WIDTH, 0.9 + 1.8 * rows), sharex=True, squeeze=False
     )
     for axes, key in zip(grid.flat, keys, strict=False):
-        _statistic(axes, result, key)
-        _value_axis([axes], key[2])
+        _draw_statistic([axes], result, [key])
         where = "" if key[0] == "ppo" else f"{key[0]}, "
         axes.set_title(where + _phrase(key[2]))
         _steps_axis(axes, result.horizon)
@@ -356,31 +353,62 @@ def _panels(result: EnvironmentResult, title: str, keys: list[StatisticKey]) -> 
     return figure
 
 
-def _statistic(axes: Axes, result: EnvironmentResult, key: StatisticKey) -> None:
-    for index, arm in enumerate(result.arms):
-        if key in arm.statistics:
-            _draw_band(axes, index, result.steps, Band(*pointwise_band(arm.statistics[key])))
+def _draw_statistic(
+    panels: Sequence[Axes], result: EnvironmentResult, keys: Sequence[StatisticKey]
+) -> None:
+    """Draw one statistic of several places in panels that share their axis of values.
+
+    On a logarithmic axis the mean is the geometric one, which no single seed can carry away.
+    """
+    statistic = keys[0][2]
+    logarithmic = _is_logarithmic(result, keys)
+    for axes, key in zip(panels, keys, strict=True):
+        for index, arm in enumerate(result.arms):
+            if key not in arm.statistics:
+                continue
+            values = arm.statistics[key]
+            band = pointwise_band(np.log(values) if logarithmic else values)
+            _draw_band(
+                axes, index, result.steps, Band(*map(np.exp if logarithmic else np.array, band))
+            )
             halts = arm.collapse.halted[arm.collapse.halted < BINS]
-            foot = np.full(len(halts), 0.05)
-            marks = {"color": COLOURS[index % 7], "ms": 5, "transform": axes.get_xaxis_transform()}
-            axes.plot(result.steps[halts], foot, "x", **marks)
-    axes.set_visible(axes.has_data())
-
-
-def _value_axis(panels: Sequence[Axes], statistic: str) -> None:
-    """From zero for a fraction; logarithmic where the curves are positive and span a decade."""
-    curves = [line.get_ydata() for axes in panels for line in axes.lines if _is_curve(line)]
-    values = np.concatenate([np.asarray(curve, dtype=float) for curve in curves])
-    if statistic.endswith("_fraction"):
-        panels[0].set_ylim(0, max(panels[0].get_ylim()[1], 0.05))
-    elif statistic in LOGARITHMIC and values.min() > 0 and np.ptp(np.log(values)) > np.log(DECADE):
-        for axes in panels:
+            foot = axes.get_xaxis_transform()
+            axes.plot(
+                result.steps[halts],
+                np.full(len(halts), 0.05),
+                "x",
+                color=COLOURS[index % 7],
+                ms=5,
+                transform=foot,
+            )
+        axes.set_visible(axes.has_data())
+        if logarithmic:
             axes.set_yscale("log")
-        panels[0].set_ylim(values.min() / 1.5, values.max() * 1.5)
+    if logarithmic:
+        _plain_logarithmic_ticks(panels)
+    elif statistic.endswith("_fraction"):
+        panels[0].set_ylim(0, max(panels[0].get_ylim()[1], 0.05))
 
 
-def _is_curve(line: Any) -> bool:
-    return line.get_marker() != "x" and len(line.get_ydata()) > 0
+def _is_logarithmic(result: EnvironmentResult, keys: Sequence[StatisticKey]) -> bool:
+    """Whether the statistic is of that kind, positive throughout, and spans a decade."""
+    found = [arm.statistics[key] for arm in result.arms for key in keys if key in arm.statistics]
+    values = np.concatenate([curves[np.isfinite(curves)] for curves in found])
+    return bool(
+        keys[0][2] in LOGARITHMIC
+        and len(values)
+        and values.min() > 0
+        and values.max() > DECADE * values.min()
+    )
+
+
+def _plain_logarithmic_ticks(panels: Sequence[Axes]) -> None:
+    low, high = panels[0].get_ylim()
+    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    for axes in panels:
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _phrase(name: str) -> str:

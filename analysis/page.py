@@ -8,22 +8,14 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis.collapse import FEWEST_BINS, STANDARD_ERRORS, THRESHOLD
+from analysis.collapse import THRESHOLD, TOO_FEW
 from analysis.comparison import Study
 from analysis.early_warnings import summarize
 from analysis.intervals import Interval
 from analysis.notices import notices
-from analysis.verdict import suite_verdict, verdict
-
+from analysis.verdict import BETTER, suite_verdict, verdict
 
 TEMPLATE = "report.html.j2"
-BETTER = {
-    "final": "ends with a higher return",
-    "retained": "retains more",
-    "time_below": "spends less time below half",
-    "first_fall": "falls later, or never",
-}
-"""What is asked of a seed of the first arm, by measure."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,11 @@ def share(interval: Interval) -> str:
     return f"{round(interval.value * interval.n)} of {interval.n}{bounds}"
 
 
+def steps(value: float) -> str:
+    """A training step; a dash where there is none."""
+    return "–" if pd.isna(value) else f"{int(value):,}"
+
+
 def p_value(value: float) -> str:
     """The p-value of a test; a dash where there was nothing to test."""
     if math.isnan(value):
@@ -99,7 +96,7 @@ def page(
         "share": share,
         "number": number,
         "p": p_value,
-        "count": "{:,}".format,
+        "steps": steps,
     }
     return environment.get_template(TEMPLATE).render(
         study=study,
@@ -114,8 +111,7 @@ def page(
         early_warnings=summarize,
         files=sorted(data),
         threshold=THRESHOLD,
-        fewest_bins=FEWEST_BINS,
-        standard_errors=STANDARD_ERRORS,
+        too_few=TOO_FEW,
         made=made,
     )
 

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 from analysis.arm import Arm, InputError
 from analysis.collapse import BINS, FEWEST_BINS, TOO_FEW
-from analysis.comparison import Study, compare
+from analysis.comparison import PRIMARY, Study, compare
 from analysis.figures import figures
 from analysis.folders import appearing_whole
 from analysis.page import Picture, page
@@ -51,11 +51,12 @@ def write_report(
     aggregate: str = "mean",
     overwrite: bool = False,
     command: str = "",
+    primary: str = PRIMARY,
 ) -> Study:
     """Compare arms and write the report; `out` appears whole or not at all.
 
     Args:
-        steps, aggregate: see `compare`.
+        steps, aggregate, primary: see `compare`.
         overwrite: replace a report that is there.
         command: how it was asked for, for the page's foot.
 
@@ -66,7 +67,7 @@ def write_report(
     check_destination(out, overwrite)
     if steps is not None and steps < 1:
         raise InputError(f"--steps is {steps}; it must be at least 1.")
-    study = compare(arms, steps, aggregate)
+    study = compare(arms, steps, aggregate, primary)
     if steps is not None:
         _check_measured(study)
     with appearing_whole(out) as folder:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.collapse import BINS, smooth
+from analysis.collapse import BINS, Collapse, smooth
 from analysis.comparison import PairResult, Study
 from analysis.early_warnings import crossings
 from analysis.intervals import Interval
@@ -18,6 +18,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         "arms": _arms(study),
         "pairs": _pairs(study),
         "curves": _curves(study),
+        "survival": _survival(study),
         "seed_curves": _seed_curves(study),
         "statistics": _statistics(study),
         "all_environments": _suite(study),
@@ -53,12 +54,21 @@ def _seeds(study: Study) -> pd.DataFrame:
                         "bins_with_episodes": int(collapse.filled[index]),
                         **{
                             name: getattr(collapse, name)[index]
-                            for name in ("start", "peak", "final", "retained", "area")
+                            for name in ("start", "peak", "standard_error", "final", "retained")
                         },
+                        "area": collapse.area[index],
+                        "fell": collapse.fell[index],
+                        "first_fall_step": _first_fall(collapse, index, result.horizon),
+                        "time_below": collapse.time_below[index],
                     }
                 rows.append(row)
     table = pd.DataFrame(rows)
     return table.astype({"halted_at": "Int64"})
+
+
+def _first_fall(collapse: Collapse, seed: int, horizon: int) -> float:
+    """The training step at which the seed's first fall began; NaN where it has none."""
+    return collapse.first_fall[seed] * horizon / BINS if collapse.fell[seed] == 1 else np.nan
 
 
 def _bounds(interval: Interval) -> dict[str, float]:
@@ -77,22 +87,25 @@ def _arms(study: Study) -> pd.DataFrame:
         for arm in result.arms:
             who = {"environment": result.environment, "arm": arm.name}
             for (measure, aggregate), estimate in arm.estimates.items():
-                names = {"measure": measure, "aggregate": aggregate, "interval": "bootstrap"}
+                kind = "t" if aggregate == "mean" else "bootstrap"
+                names = {"measure": measure, "aggregate": aggregate, "interval": kind}
                 rows.append({**who, **names, **_bounds(estimate)})
-            for how, estimate in (("bootstrap", arm.collapsed), ("exact", arm.collapsed_exact)):
-                names = {"measure": "collapsed", "aggregate": "fraction", "interval": how}
+            for measure, estimate in (("collapsed", arm.collapsed), ("fell", arm.fell)):
+                names = {"measure": measure, "aggregate": "fraction", "interval": "exact"}
                 rows.append({**who, **names, **_bounds(estimate)})
     return pd.DataFrame(rows)
 
 
 def _pairs(study: Study) -> pd.DataFrame:
-    """Probability of improvement of the first arm over the second."""
+    """Probability that a seed of the first arm is better than one of the second."""
     of = [(result.environment, pair) for result in study.environments for pair in result.pairs]
     of += [("all environments", pair) for pair in study.suite_pairs]
-    return pd.DataFrame([row for environment, pair in of for row in _pair(environment, pair)])
+    return pd.DataFrame(
+        [row for environment, pair in of for row in _pair(environment, pair, study.primary)]
+    )
 
 
-def _pair(environment: str, pair: PairResult) -> list[dict[str, Any]]:
+def _pair(environment: str, pair: PairResult, primary: str) -> list[dict[str, Any]]:
     return [
         {
             "environment": environment,
@@ -102,10 +115,14 @@ def _pair(environment: str, pair: PairResult) -> list[dict[str, Any]]:
             "probability_first_better": found.probability.value,
             "low": found.probability.low,
             "high": found.probability.high,
-            "permutation_p": found.p_value,
+            "test": found.test,
+            "p": found.p_value,
+            "adjusted_p": found.adjusted_p,
+            "primary": name == primary,
             "seeds_first": found.seeds[0],
             "seeds_second": found.seeds[1],
             "collapse_fraction_fisher_p": pair.collapse_p_value,
+            "collapse_fraction_adjusted_p": pair.collapse_adjusted_p,
             "other_differences": "; ".join(pair.differences),
         }
         for name, found in pair.improvement.items()
@@ -129,6 +146,22 @@ def _curves(study: Study) -> pd.DataFrame:
     )
 
 
+def _survival(study: Study) -> pd.DataFrame:
+    """Share of the seeds that have not fallen yet (Kaplan–Meier), a row per step of the curve."""
+    return _stacked(
+        {
+            "environment": result.environment,
+            "arm": arm.name,
+            "step": arm.survival.time,
+            "not_fallen": arm.survival.value,
+            "low": arm.survival.low,
+            "high": arm.survival.high,
+        }
+        for result in study.environments
+        for arm in result.arms
+    )
+
+
 def _seed_curves(study: Study) -> pd.DataFrame:
     """Every measured seed's curve, a row per bin."""
     return _stacked(
@@ -140,6 +173,7 @@ def _seed_curves(study: Study) -> pd.DataFrame:
             "episode_return": arm.collapse.curve.ravel(),
             "smoothed": smooth(arm.collapse.curve).ravel(),
             "share_of_peak": arm.collapse.share_of_peak().ravel(),
+            "share_of_running_peak": arm.collapse.share_of_running_peak().ravel(),
         }
         for result in study.environments
         for arm in result.arms

@@ -1,88 +1,108 @@
 """What the numbers support, in plain words, and never more than that.
 
-A difference is stated only where the 95 % bootstrap interval of the probability of improvement
-leaves out one half *and* a permutation test of the same quantity gives p < 0.05. The interval alone
-is too sure of few seeds: with 5 and 5 seeds of the very same arm it leaves out one half in one case
-of eight, and complete separation gives it no width at all.
+A difference is stated only where the 95 % interval of the probability of improvement leaves out one
+half *and* its test gives p < 0.05 after Holm's correction over all comparisons of the study. What
+is not about the primary measure is labelled exploratory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from math import isnan, sqrt
+from typing import NamedTuple
 
-from analysis.collapse import HALTED, NO_RISE
+from scipy.stats import norm
+
+from analysis.collapse import WARM_UP
 from analysis.comparison import ArmResult, EnvironmentResult, PairResult, Study
-from analysis.intervals import Improvement
+from analysis.intervals import Improvement, Interval, smallest_detectable
 
 SIGNIFICANCE = 0.05
 FEW_SEEDS = 10
+
+
+class _Words(NamedTuple):
+    than: str
+    """What the better arm does, with its "than"."""
+    question: str
+    better: str
+    """What a seed does that is better than another."""
+
+
+_BELOW = "less of its training below half of its running peak"
 WORDS = {
-    "final": ("ends with higher returns than", "ends with higher returns"),
-    "retained": ("keeps more of what it learned than", "keeps more of what it learned"),
+    "final": _Words("ends with higher returns than", "ends with higher returns", "ends above"),
+    "retained": _Words(
+        "keeps more of what it learned than", "keeps more of what it learned", "retains more than"
+    ),
+    "time_below": _Words(
+        f"spends {_BELOW} than", f"spends {_BELOW}", "spends less time below than"
+    ),
+    "first_fall": _Words("falls later than", "falls later", "falls later than"),
 }
+BETTER = {name: words.better.removesuffix(" than") for name, words in WORDS.items()}
+"""What a seed does that is better than another, by measure."""
 
 
 def is_supported(improvement: Improvement) -> bool:
     """Whether the records support that one arm of the two is better, whichever it is."""
-    return improvement.probability.excludes(0.5) and improvement.p_value < SIGNIFICANCE
+    return (
+        improvement.probability.excludes(0.5)
+        and improvement.adjusted_p < SIGNIFICANCE
+        and improvement.attainable < SIGNIFICANCE
+    )
 
 
 def verdict(result: EnvironmentResult) -> dict[str, list[str]]:
     """Sentences on one environment, by what they are about: the arms, then each pair of arms."""
     return {"How many collapsed": [_collapse(arm) for arm in result.arms]} | {
-        f"{pair.second} against {pair.first}": [*_pair(pair, result)] for pair in result.pairs
+        _title(pair): [*_pair(pair, result)] for pair in result.pairs
     }
 
 
 def suite_verdict(study: Study) -> dict[str, list[str]]:
     """Sentences on the pairs of arms that meet in several environments."""
     return {
-        f"{pair.second} against {pair.first}": [
-            *(_improvement(pair, name) for name in WORDS),
+        _title(pair): [
+            *(_labelled(pair, name, study.primary) for name in _in_order(pair, study.primary)),
+            _power(pair, study.comparisons),
             *_caveats(pair),
         ]
         for pair in study.suite_pairs
     }
 
 
+def _title(pair: PairResult) -> str:
+    return f"{pair.first} against {pair.second}"
+
+
 def _collapse(arm: ArmResult) -> str:
-    collapsed, exact = arm.collapsed, arm.collapsed_exact
+    collapsed, fell = arm.collapsed, arm.fell
+    unlearned = f"{_seeds(arm.never_learned)} never learned (no rise beyond the noise)"
     if not collapsed.n:
-        return f"{arm.name}: no seed can be judged for collapse."
-    count = round(collapsed.value * collapsed.n)
-    halted = int((arm.collapse.outcome == HALTED).sum())
-    flat = int((arm.collapse.outcome == NO_RISE).sum())
-    extras = [f"{halted} of them halted by non-finite training"] if halted else []
-    extras += [f"{flat} more never rose above their start"] if flat else []
-    extra = f" ({'; '.join(extras)})" if extras else ""
+        why = f": {unlearned}" if arm.never_learned else ""
+        return f"{arm.name}: no seed can be judged for collapse{why}."
+    halted = f" ({arm.halted} of them halted by non-finite training)" if arm.halted else ""
+    left_out = f" Left out: {unlearned}." if arm.never_learned else ""
     return (
-        f"{arm.name}: {count} of {_seeds(collapsed.n)} collapsed{extra}; the true share may lie "
-        f"anywhere from {exact.low:.0%} to {exact.high:.0%} (exact 95 % interval)."
+        f"{arm.name}: {_count(collapsed)} of {_seeds(collapsed.n)} collapsed{halted}; the true "
+        f"share may lie anywhere from {collapsed.low:.0%} to {collapsed.high:.0%} (exact 95 % "
+        f"interval). At some time {_count(fell)} of {fell.n} fell below half of their running "
+        f"peak, and stayed there for {_share(arm.estimates['time_below', 'mean'])} of the "
+        f"training after the first {WARM_UP}%.{left_out}"
     )
 
 
 def _pair(pair: PairResult, result: EnvironmentResult) -> Iterator[str]:
-    for name in WORDS:
-        yield _improvement(pair, name)
-    shares = {arm.name: arm.collapsed for arm in result.arms}
-    first, second = shares[pair.first], shares[pair.second]
-    if pair.collapse_p_value < SIGNIFICANCE:
-        less, more = sorted((pair.first, pair.second), key=lambda name: shares[name].value)
-        yield (
-            f"Fewer seeds of {less} collapsed than of {more} "
-            f"({shares[less].value:.0%} and {shares[more].value:.0%}, "
-            f"Fisher's exact test p = {_p(pair.collapse_p_value)})."
-        )
-    elif first.n and second.n:
-        yield (
-            f"Whether {pair.first} and {pair.second} differ in how often they collapse is open "
-            f"({first.value:.0%} and {second.value:.0%}, Fisher's exact test "
-            f"p = {_p(pair.collapse_p_value)})."
-        )
+    arms = {arm.name: arm for arm in result.arms}
+    both = [arms[pair.first], arms[pair.second]]
+    for name in _in_order(pair, result.primary):
+        beside = _peaks(both) if name == "retained" else ""
+        yield _labelled(pair, name, result.primary, beside)
+    yield from _fractions(pair, *both)
+    yield _power(pair, result.comparisons)
     yield from _caveats(pair)
-    unfinished = [
-        arm.name
-        for arm in result.arms
-        if arm.name in (pair.first, pair.second) and arm.arm.finished is False
-    ]
+    if any(arm.halted for arm in both):
+        yield "A halted seed ranks below every seed that lived."
+    unfinished = [arm.name for arm in both if arm.arm.finished is False]
     if unfinished:
         yield (
             f"This is provisional: {' and '.join(unfinished)} "
@@ -90,41 +110,85 @@ def _pair(pair: PairResult, result: EnvironmentResult) -> Iterator[str]:
         )
 
 
-def _improvement(pair: PairResult, name: str) -> str:
-    """One sentence on one measure of one pair."""
-    found = pair.improvement[name]
-    probability = found.probability
-    if not probability.n:
-        return f"{pair.first} and {pair.second} cannot be compared in {name}: no seed has it."
-    first, second = pair.first, pair.second
-    value, low, high = probability.value, probability.low, probability.high
-    if value < 0.5:
-        first, second = second, first
-        value, low, high = 1 - value, 1 - high, 1 - low
-    seeds = found.seeds if first == pair.first else found.seeds[::-1]
-    bounds = f"95 % interval {low:.2f} to {high:.2f}"
-    if low == high:
-        bounds = "every seed of one beats every seed of the other"
+def _in_order(pair: PairResult, primary: str) -> list[str]:
+    return sorted(pair.improvement, key=lambda name: name != primary)
+
+
+def _labelled(pair: PairResult, name: str, primary: str, beside: str = "") -> str:
+    label = "Primary measure" if name == primary else "Exploratory"
+    return f"{label}: {_improvement(pair, name, beside)}"
+
+
+def _peaks(arms: Iterable[ArmResult]) -> str:
+    """What was there to be kept: who never got far has little to lose."""
+    peaks = [f"{arm.name} {arm.estimates['peak', 'mean'].value:,.4g}" for arm in arms]
+    return f"; mean peaks, which are what there was to lose: {', '.join(peaks)}"
+
+
+def _fractions(pair: PairResult, first: ArmResult, second: ArmResult) -> Iterator[str]:
+    if not first.collapsed.n or not second.collapsed.n:
+        return
     numbers = (
-        f"a seed of {first} beats one of {second} with probability {value:.2f}, {bounds}, "
-        f"permutation p = {_p(found.p_value)}, {seeds[0]} and {seeds[1]} seeds"
+        f"{first.name} {_count(first.collapsed)} of {first.collapsed.n}, "
+        f"{second.name} {_count(second.collapsed)} of {second.collapsed.n}, Fisher's exact test "
+        f"{_p_values(pair.collapse_p_value, pair.collapse_adjusted_p)}"
     )
-    than, question = WORDS[name]
+    if pair.collapse_adjusted_p < SIGNIFICANCE:
+        less, more = sorted((first, second), key=lambda arm: arm.collapsed.value)
+        yield f"Exploratory: fewer seeds of {less.name} collapsed than of {more.name} ({numbers})."
+    else:
+        yield f"Exploratory: whether they differ in how often they collapse is open ({numbers})."
+
+
+def _improvement(pair: PairResult, name: str, beside: str = "") -> str:
+    """One sentence on one measure of one pair."""
+    found, words = pair.improvement[name], WORDS[name]
+    probability, seeds = found.probability, found.seeds
+    if not probability.n:
+        without = [arm for arm, n in zip((pair.first, pair.second), seeds, strict=True) if not n]
+        return (
+            f"which arm {words.question} cannot be said: no seed of "
+            f"{' or '.join(without)} can be judged."
+        )
+    bounds = f"95 % interval {probability.low:.2f} to {probability.high:.2f}"
+    if probability.value in (0, 1):
+        bounds += ", every seed of one beating every seed of the other"
+    numbers = (
+        f"a seed of {pair.first} {words.better} one of {pair.second} with probability "
+        f"{probability.value:.2f}, {bounds}, {found.test} "
+        f"{_p_values(found.p_value, found.adjusted_p)}, {seeds[0]} and {seeds[1]} seeds{beside}"
+    )
     if is_supported(found):
-        return f"{first} {than} {second}: {numbers}."
-    if found.probability.low != found.probability.low:
-        return f"Which arm {question} is open: one seed of an arm says nothing about its spread."
+        better, worse = pair.first, pair.second
+        if probability.value < 0.5:
+            better, worse = worse, better
+        return f"{better} {words.than} {worse}: {numbers}."
+    which = f"which arm {words.question} is open"
+    if isnan(probability.low):
+        return f"{which}: one seed of an arm says nothing about its spread."
+    if found.attainable == 1:
+        return f"{which}: all seeds are equal in it."
     if found.attainable >= SIGNIFICANCE:
         return (
-            f"Which arm {question} is open: {seeds[0]} and {seeds[1]} seeds are too few to tell, "
-            f"whatever they show (even complete separation would be chance in "
-            f"{found.attainable:.0%} of cases)."
+            f"{which}: {seeds[0]} and {seeds[1]} seeds are too few to tell, whatever they show "
+            f"(even the clearest outcome would be chance in {found.attainable:.0%} of cases)."
         )
     if min(seeds) < FEW_SEEDS:
-        return f"Which arm {question} is open: {min(seeds)} seeds are too few to tell ({numbers})."
+        return f"{which}: {min(seeds)} seeds are too few to tell ({numbers})."
+    return f"{which}: the records neither show a difference nor rule one out ({numbers})."
+
+
+def _power(pair: PairResult, comparisons: int) -> str:
+    """What so many seeds could have shown."""
+    seeds = pair.improvement["final"].seeds
+    least = smallest_detectable(*seeds, level=SIGNIFICANCE / max(comparisons, 1))
+    of = f"With {seeds[0]} and {seeds[1]} seeds and {comparisons} comparisons on the page"
+    if isnan(least):
+        return f"{of} no difference, however large, is sure to be stated: more seeds are needed."
+    shift = sqrt(2) * norm.ppf(least)
     return (
-        f"Which arm {question} is open: the records neither show a difference nor rule one out "
-        f"({numbers})."
+        f"{of} the smallest difference that four studies of five would state is a probability of "
+        f"{least:.2f} (or {1 - least:.2f}): {shift:.1f} standard deviations between the arms."
     )
 
 
@@ -141,8 +205,22 @@ def _caveats(pair: PairResult) -> Iterator[str]:
         )
 
 
+def _share(mean: Interval) -> str:
+    """A mean share of training, its bounds cut to what a share can be."""
+    bounds = f" ({max(mean.low, 0):.0%} to {min(mean.high, 1):.0%})" if mean.n > 1 else ""
+    return f"{mean.value:.0%}{bounds}"
+
+
+def _count(fraction: Interval) -> int:
+    return round(fraction.value * fraction.n)
+
+
 def _seeds(count: int) -> str:
     return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def _p_values(plain: float, adjusted: float) -> str:
+    return f"p = {_p(plain)}, {_p(adjusted)} after Holm's correction"
 
 
 def _p(value: float) -> str:
