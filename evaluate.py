@@ -115,7 +115,8 @@ def compare(arguments: Compare) -> None:
 
     arms = read_arms(list(arguments.arms), arguments.env)
     for arm in arms:
-        print(f"{arm.name} on {arm.environment}: {len(arm.members)} seeds in {arm.path}")
+        seeds = "1 seed" if len(arm.members) == 1 else f"{len(arm.members)} seeds"
+        print(f"{arm.name} on {arm.environment}: {seeds} in {arm.path}")
     print()
 
     # Plotting takes seconds to import: not before the arms are known to be readable.
@@ -331,24 +332,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["compare"]:
             compare(tyro.cli(Compare, args=argv[1:], prog="evaluate.py compare"))
         else:
+            _check_command(argv)
             score(tyro.cli(Scoring, args=argv, prog="evaluate.py", description=DESCRIPTION))
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0], "analysis")
         print(f"This needs {error.name}: pip install 'upgd-ppo[{extra}]'.", file=sys.stderr)
         return 2
     except (ValueError, OSError, ImportError) as error:
-        hint = _command_hint(argv) if isinstance(error, ValueError) else ""
-        print(f"evaluate.py: error: {error}{hint}", file=sys.stderr)
+        print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _command_hint(argv: Sequence[str]) -> str:
-    """What was meant, if the first word is `compare` misspelt."""
+def _check_command(argv: Sequence[str]) -> None:
+    """Refuse `compare` misspelt, which would be taken for a run."""
     first = argv[0] if argv else ""
-    near = difflib.get_close_matches(first, ["compare"], cutoff=0.75)
-    meant = near and first != "compare" and not Path(first).exists()
-    return " Did you mean evaluate.py compare?" if meant else ""
+    if difflib.get_close_matches(first, ["compare"], cutoff=0.75) and not Path(first).exists():
+        raise ValueError(f"There is no run {first}. Did you mean evaluate.py compare?")
 
 
 if __name__ == "__main__":

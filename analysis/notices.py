@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from analysis.arm import Arm
-from analysis.collapse import BINS, HALTED
+from analysis.collapse import BINS, NEVER_LEARNED, STANDARD_ERRORS, TOO_FEW
 from analysis.comparison import ArmResult, EnvironmentResult
 from analysis.settings import setting_differences, version_differences
 
@@ -79,13 +77,18 @@ def _arm(result: ArmResult, horizon: int) -> Iterator[str]:
                 else "that is later than what is measured here, so it is not counted"
             )
             yield f"{who} halted at step {member.halted:,}{cause}; {consequence}."
-    for seed, outcome, collapsed, filled in zip(
-        result.seeds, collapse.outcome, collapse.collapsed, collapse.filled, strict=True
-    ):
-        if outcome != HALTED and np.isnan(collapsed):
+    for position, seed in enumerate(result.seeds):
+        if collapse.outcome[position] == TOO_FEW:
             yield (
-                f"{arm.name}, seed {seed}: {outcome} (episodes ended in {filled} of {BINS} bins), "
-                "so whether it collapsed cannot be said; the collapse fraction leaves it out."
+                f"{arm.name}, seed {seed}: too few episodes, which ended in only "
+                f"{collapse.filled[position]} of {BINS} bins, so nothing is measured of it."
+            )
+        elif collapse.outcome[position] == NEVER_LEARNED:
+            yield (
+                f"{arm.name}, seed {seed}: never learned, for its peak, "
+                f"{collapse.peak[position]:,.0f}, is no more than {STANDARD_ERRORS} standard "
+                f"errors ({collapse.standard_error[position]:,.0f} each) above its start, "
+                f"{collapse.start[position]:,.0f}; it neither kept nor collapsed."
             )
     for event in arm.events:
         if event.kind == "changed":
