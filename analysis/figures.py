@@ -30,6 +30,10 @@ FEW_POINTS = 15
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 7.5
 """In inches: a letter or A4 page between its margins."""
+LEGEND_LETTERS, HANDLE_LETTERS = 95, 9
+"""How many letters the legend has room for in a line, and those that a line's sample takes."""
+TALLEST = 7.0
+"""In inches, for the rows of all seeds."""
 
 FEATURE_STATISTICS = (
     *("dormant_fraction", "dead_fraction", "saturated_fraction", "effective_rank", "stable_rank"),
@@ -89,9 +93,9 @@ def figures(result: EnvironmentResult) -> Iterator[tuple[str, str, Figure]]:
         yield (
             "every_seed",
             "Every seed over time, a row each, those that spent most time below half at the top. "
-            "Colour: where its curve stands between its start (0) and its own peak so far (1). Red "
-            "is a seed that has lost more than half of what it had gained; grey, one that has not "
-            "gained anything yet, or was halted (×).",
+            "Colour: where its curve stands between its start (0) and its own peak so far (1): the "
+            "redder, the more it has lost of what it had gained. Grey: nothing gained yet, or "
+            "halted (×).",
             _every_seed(result),
         )
         yield (
@@ -181,15 +185,20 @@ def _draw_band(axes: Axes, index: int, steps: np.ndarray, band: Band) -> None:
 
 def _every_seed(result: EnvironmentResult) -> Figure:
     """A row of colours for each seed, a panel for each arm."""
-    columns = min(2, len(result.arms))
-    rows = -(-len(result.arms) // columns)
-    most = max(len(arm.rows) for arm in result.arms)
+    seeds = [len(arm.rows) for arm in result.arms]
+    row_height = min(0.17, TALLEST / sum(seeds))
     figure, grid = plt.subplots(
-        rows, columns, figsize=(WIDTH, 0.9 + rows * (0.7 + 0.17 * most)), squeeze=False
+        len(seeds),
+        1,
+        figsize=(WIDTH, 0.9 + 0.35 * len(seeds) + row_height * sum(seeds)),
+        sharex=True,
+        squeeze=False,
+        height_ratios=seeds,
     )
-    colours = plt.get_cmap("RdYlBu").with_extremes(bad="0.85")
+    # Pale where all is well, so that falls stand out, also where a page is shown dark.
+    colours = plt.get_cmap("OrRd_r").with_extremes(bad="0.78")
     edges = np.linspace(0, result.horizon, BINS + 1)
-    for axes, arm in zip(grid.flat, result.arms, strict=False):
+    for axes, arm in zip(grid.flat, result.arms, strict=True):
         collapse = arm.collapse
         order = np.argsort(np.nan_to_num(collapse.time_below, nan=-1.0), kind="stable")
         share = collapse.share_of_running_peak()[order]
@@ -199,13 +208,12 @@ def _every_seed(result: EnvironmentResult) -> Figure:
         )
         for row, halted in enumerate(collapse.halted[order]):
             if halted < BINS:
-                axes.plot(edges[halted] + result.horizon / BINS, row + 0.5, "kx", ms=5)
+                axes.plot(result.steps[halted], row + 0.5, "kx", ms=4)
         axes.set_yticks(np.arange(len(order)) + 0.5, arm.seeds[order])
-        axes.tick_params(axis="y", labelsize=8 if most <= 15 else 6, length=0)
+        axes.tick_params(axis="y", labelsize=min(8, 60 * row_height), length=0)
         axes.grid(visible=False)
         axes.set(ylabel="seed", title=arm.name)
-        _steps_axis(axes, result.horizon)
-    _hide(grid.flat[len(result.arms) :])
+    _steps_axis(grid[-1, 0], result.horizon)
     figure.colorbar(mesh, ax=grid, label="share of its peak so far", aspect=30, pad=0.02)
     figure.suptitle(f"Every seed on {result.environment}")
     return figure
@@ -443,10 +451,12 @@ def _title_and_legend(
         for index, arm in enumerate(result.arms)
     ]
     if halts and any(arm.halted for arm in result.arms):
-        note = "a seed halts; from there on, living seeds only"
+        note = "halted: one seed fewer from here on"
         handles.append(plt.Line2D([], [], color="0.4", marker="x", linestyle="", label=note))
     figure.suptitle(f"{title} on {result.environment}")
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = min(3, len(handles), max(1, LEGEND_LETTERS // (longest + HANDLE_LETTERS)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def _seeds(arm: ArmResult, halts: bool) -> str:

@@ -162,7 +162,7 @@ def test_curves_over_the_living_seeds_say_so(tmp_path: Path):
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
         assert labels == [
             "adam (3 seeds, 2 at the end)",
-            "a seed halts; from there on, living seeds only",
+            "halted: one seed fewer from here on",
         ]
         crosses = [
             line.get_xdata().tolist()
