@@ -6,7 +6,9 @@ the odd episodes and read on the even ones: the maximum of a noisy curve is bias
 the noisier it is, and a height read on episodes that had no say in the choice is not.
 
 A seed *rose* when peak − start exceeds five standard errors of a smoothed bin; one that did not
-never learned, and has nothing that it could lose. Of a seed that rose
+never learned, and has nothing that it could lose. This is judged with the halves exchanged (found
+on the even episodes, read on the odd ones): judged on the peak itself, it would choose the seeds
+whose peak was read too high. Of a seed that rose
 
     retained = (final − start) / (peak − start),
 
@@ -131,7 +133,7 @@ class Collapse:
     peak: np.ndarray
     """The largest smoothed bin, found on the odd episodes and read on the even ones."""
     standard_error: np.ndarray
-    """Of a smoothed bin of the even episodes at the peak."""
+    """Of a smoothed bin of the even episodes."""
     final: np.ndarray
     """Of a halted seed its start, for means; ``ranked`` puts it last."""
     retained: np.ndarray
@@ -147,6 +149,8 @@ class Collapse:
     """How many of the 100 bins hold an episode."""
     running_peak: np.ndarray
     """[S, 100]: the peak of the bins up to each, cross-fitted like ``peak``."""
+    risen: np.ndarray
+    """[S, 100] bool: the running rise exceeds its noise."""
     below: np.ndarray
     """[S, 100] bool: the smoothed curve is below half of its running rise, or has halted."""
     first_fall: np.ndarray
@@ -159,18 +163,16 @@ class Collapse:
 
     def share_of_peak(self) -> np.ndarray:
         """[S, 100]: the smoothed curve between start (0) and peak (1); NaN if it never learned."""
-        return self._share(self.peak[:, None])
+        return self._share(self.peak[:, None], self.risen[:, -1:])
 
     def share_of_running_peak(self) -> np.ndarray:
         """[S, 100]: the smoothed curve between start (0) and the peak so far (1); NaN before it
         rose above its noise."""
-        return self._share(self.running_peak)
+        return self._share(self.running_peak, self.risen)
 
-    def _share(self, peak: np.ndarray) -> np.ndarray:
-        rise = peak - self.start[:, None]
-        noise = STANDARD_ERRORS * self.standard_error[:, None]
-        with np.errstate(invalid="ignore"):
-            return (smooth(self.curve) - self.start[:, None]) / np.where(rise > noise, rise, np.nan)
+    def _share(self, peak: np.ndarray, risen: np.ndarray) -> np.ndarray:
+        start = self.start[:, None]
+        return (smooth(self.curve) - start) / np.where(risen, peak - start, np.nan)
 
     def ranked(self, measure: str) -> np.ndarray:
         """[S]: what seeds are ranked by in a measure, more is better; NaN where it has none.
@@ -217,13 +219,15 @@ def measure(bins: Bins, halted: np.ndarray | None = None) -> Collapse:
     smoothed = smooth(curve)
     at = _running_argmax(smooth(odd))
     running_peak = np.take_along_axis(smooth(even), at, axis=1)
+    exchanged = np.take_along_axis(smooth(odd), _running_argmax(smooth(even)), axis=1)
     peak = running_peak[:, -1]
     standard_error = _standard_error(bins, np.where(after_halt, np.nan, even), at[:, -1])
 
     rise = running_peak - start[:, None]
-    is_risen = rise > STANDARD_ERRORS * standard_error[:, None]
-    rose = is_risen[:, -1]
-    below = after_halt | (is_risen & (smoothed - start[:, None] < THRESHOLD * rise))
+    is_beyond_noise = exchanged - start[:, None] > STANDARD_ERRORS * standard_error[:, None]
+    risen = is_beyond_noise & (rise > 0)
+    rose = risen[:, -1]
+    below = after_halt | (risen & (smoothed - start[:, None] < THRESHOLD * rise))
     judged = rose | has_halted
 
     final = curve[:, -LAST:].mean(axis=1)
@@ -248,6 +252,7 @@ def measure(bins: Bins, halted: np.ndarray | None = None) -> Collapse:
         halted=halted,
         filled=filled,
         running_peak=running_peak,
+        risen=risen,
         below=below,
         first_fall=np.where(judged, first_fall, np.nan),
         fell=np.where(judged, (first_fall < BINS).astype(float), np.nan),

@@ -305,31 +305,37 @@ def _pair(strata: Sequence[tuple[ArmResult, ArmResult]]) -> PairResult:
         first=first.name,
         second=second.name,
         improvement={
-            name: _improvement(name, [(a.collapse, b.collapse) for a, b in strata])
+            name: improvement_in(name, [(a.collapse, b.collapse) for a, b in strata])
             for name in COMPARED
             if name != "first_fall" or len(strata) == 1
         },
         differences=tuple(dict.fromkeys(differences)),
         unknown_settings=tuple(dict.fromkeys(unknown)),
-        collapse_p_value=_equal_fractions(first, second) if len(strata) == 1 else nan,
+        collapse_p_value=equal_fractions(first.collapse, second.collapse)
+        if len(strata) == 1
+        else nan,
         collapse_adjusted_p=nan,
     )
 
 
-def _improvement(name: str, strata: Sequence[tuple[Collapse, Collapse]]) -> Improvement:
-    found = probability_of_improvement([(a.ranked(name), b.ranked(name)) for a, b in strata])
-    if name != "first_fall":
-        return found
-    ((a, b),) = strata
-    p_value = log_rank(a.first_fall, a.fell, b.first_fall, b.fell)
-    return replace(found, p_value=p_value, adjusted_p=p_value, test="log-rank")
+def improvement_in(name: str, strata: Sequence[tuple[Collapse, Collapse]]) -> Improvement:
+    """Probability that a seed of the first is better in a measure than one of the second.
+
+    Args:
+        strata: (first's, second's) measures, per environment; one only for ``first_fall``.
+    """
+    p_value = None
+    if name == "first_fall":
+        ((a, b),) = strata
+        p_value = log_rank(a.first_fall, a.fell, b.first_fall, b.fell)
+    return probability_of_improvement(
+        [(a.ranked(name), b.ranked(name)) for a, b in strata], p_value
+    )
 
 
-def _equal_fractions(first: ArmResult, second: ArmResult) -> float:
-    table = [
-        [np.sum(result.collapse.collapsed == 1), np.sum(result.collapse.collapsed == 0)]
-        for result in (first, second)
-    ]
+def equal_fractions(first: Collapse, second: Collapse) -> float:
+    """Fisher's exact test of equal fractions of collapsed seeds; NaN where an arm has no judged."""
+    table = [[np.sum(arm.collapsed == 1), np.sum(arm.collapsed == 0)] for arm in (first, second)]
     return float(fisher_exact(table).pvalue) if np.sum(table, axis=1).all() else nan
 
 

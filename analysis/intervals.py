@@ -176,37 +176,49 @@ class Improvement:
     seeds: tuple[int, int]
     adjusted_p: float
     """``p_value`` after Holm's correction over all comparisons of the study."""
-    test: str = "permutation"
+    test: str
     """"permutation" or "log-rank"."""
 
 
-def probability_of_improvement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Improvement:
+def probability_of_improvement(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], log_rank_p: float | None = None
+) -> Improvement:
     """Average probability that a seed of arm X beats a seed of arm Y in the same environment.
 
     Args:
         pairs: one (X's [seeds], Y's [seeds]) per environment; NaNs are left out,
             −inf (a seed worse than all others) is not.
-
-    The interval is Newcombe's (2006, method 5), the permutation test beside it assumes nothing.
+        log_rank_p: of a log-rank test, for values that are times; by default a permutation test.
     """
+    test = "permutation" if log_rank_p is None else "log-rank"
     pairs = [(x[~np.isnan(x)], y[~np.isnan(y)]) for x, y in pairs]
     pairs = [(x, y) for x, y in pairs if len(x) and len(y)]
     seeds = (sum(len(x) for x, _ in pairs), sum(len(y) for _, y in pairs))
     if not pairs:
         nothing = Interval(math.nan, math.nan, math.nan, 0)
-        return Improvement(nothing, math.nan, math.nan, seeds, math.nan)
+        return Improvement(nothing, math.nan, math.nan, seeds, math.nan, test)
     value = float(np.mean([improvement(x, y) for x, y in pairs]))
     low = high = math.nan
     if min(len(values) for pair in pairs for values in pair) >= 2:
-        low, high = _newcombe(value, [(len(x), len(y)) for x, y in pairs])
-    p_value = _permutation_p(pairs)
-    return Improvement(
-        Interval(value, low, high, sum(seeds)), p_value, _attainable(pairs), seeds, p_value
-    )
+        low, high = newcombe(value, [(len(x), len(y)) for x, y in pairs])
+    p_value = _permutation_p(pairs) if log_rank_p is None else log_rank_p
+    estimate = Interval(value, low, high, sum(seeds))
+    return Improvement(estimate, p_value, _attainable(pairs), seeds, p_value, test)
 
 
-def _newcombe(value: float, sizes: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """Where the estimate is 1.96 standard errors away, these being those of the bound itself."""
+def newcombe(value: float, sizes: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """95 % interval of a probability of improvement.
+
+    Its bounds are where the estimate is 1.96 standard errors away, these being those at the bound,
+    so that it has a width even where every seed of one arm beats every seed of the other.
+
+    Args:
+        value: the estimate, the average over environments.
+        sizes: (seeds of X, seeds of Y) per environment.
+
+    Source: Newcombe, "Confidence intervals for an effect size measure based on the Mann–Whitney
+    statistic", part 2, method 5 (2006).
+    """
 
     def distance(bound: float) -> float:
         odds = (1 - bound) / (2 - bound) + bound / (1 + bound)
@@ -233,12 +245,17 @@ def _attainable(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def _permutation_p(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Two-sided; exact for one environment and few seeds, else by reshuffling."""
+    """Two-sided; exact for one environment and few seeds, else by reshuffling.
+
+    What is permuted is the probability of improvement divided by its standard error: so the test
+    stays right where one arm's seeds spread more than the other's (Neubert & Brunner, "A
+    studentized permutation test for the non-parametric Behrens–Fisher problem", 2007).
+    """
     rng = np.random.default_rng(SEED)
     if len(pairs) == 1 and min(map(len, pairs[0])) > 1:
         test = stats.permutation_test(
             pairs[0],
-            lambda x, y, axis: improvement(x, y),
+            lambda x, y, axis: _studentised([_placed(x, y)]),
             vectorized=True,
             axis=-1,
             n_resamples=RESHUFFLES,
@@ -250,10 +267,30 @@ def _permutation_p(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     for x, y in pairs:
         pool = np.tile(np.concatenate([x, y]), (RESHUFFLES, 1))
         rng.permuted(pool, axis=1, out=pool)
-        reshuffled.append(improvement(pool[:, : len(x)], pool[:, len(x) :]))
-    observed = abs(np.mean([improvement(x, y) for x, y in pairs]) - 0.5)
-    distance = abs(np.mean(reshuffled, axis=0) - 0.5)
+        reshuffled.append(_placed(pool[:, : len(x)], pool[:, len(x) :]))
+    observed = abs(_studentised([_placed(x, y) for x, y in pairs]))
+    distance = abs(_studentised(reshuffled))
     return float((1 + np.sum(distance >= observed - 1e-12)) / (1 + len(distance)))
+
+
+def _placed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of improvement and its variance (Brunner & Munzel, 2000) over the last axes."""
+    first, second = x[..., :, None], y[..., None, :]
+    wins = (first > second) + 0.5 * (first == second)
+    n, m = wins.shape[-2:]
+    variance = np.zeros(wins.shape[:-2])
+    for along, size in ((-1, n), (-2, m)):
+        if size > 1:
+            variance = variance + wins.mean(axis=along).var(axis=-1, ddof=1) / size
+    least = 1 / (2 * n * m) ** 2  # complete separation has none, and is the furthest from equal
+    return wins.mean(axis=(-1, -2)), np.maximum(variance, least)
+
+
+def _studentised(placed: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """How many standard errors the average over environments is from one half."""
+    values, variances = zip(*placed, strict=True)
+    distance: np.ndarray = sum(value - 0.5 for value in values) / np.sqrt(sum(variances))
+    return distance
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

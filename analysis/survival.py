@@ -1,5 +1,6 @@
 """How long until something happens, when for some seeds the run ends before it does."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,8 @@ def kaplan_meier(time: np.ndarray, happened: np.ndarray) -> Survival:
         nothing = np.zeros(0)
         return Survival(nothing, nothing, nothing, nothing, 0, 0)
     function = stats.ecdf(_censored(time, happened)).sf
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The confidence interval is undefined")
         bounds = function.confidence_interval(LEVEL, method="log-log")
     begin, one, unknown = np.zeros(1), np.ones(1), np.full(1, np.nan)
     return Survival(

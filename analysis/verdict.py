@@ -86,8 +86,8 @@ def _collapse(arm: ArmResult) -> str:
         f"{arm.name}: {_count(collapsed)} of {_seeds(collapsed.n)} collapsed{halted}; the true "
         f"share may lie anywhere from {collapsed.low:.0%} to {collapsed.high:.0%} (exact 95 % "
         f"interval). At some time {_count(fell)} of {fell.n} fell below half of their running "
-        f"peak, and stayed there for {_share(arm.estimates['time_below', 'mean'])} of the "
-        f"training after the first {WARM_UP}%.{left_out}"
+        f"peak; the mean share of training after the first {WARM_UP}% spent there is "
+        f"{_share(arm.estimates['time_below', 'mean'])}.{left_out}"
     )
 
 
