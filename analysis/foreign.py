@@ -261,10 +261,9 @@ def _scalars(
     return points, settings
 
 
-def _begun(file: Path) -> tuple[float, str]:
-    """When an event file was begun: its name is `events.out.tfevents.SECONDS.HOST…`."""
-    seconds = file.name.split(".")[3]
-    return (float(seconds) if seconds.isdigit() else 0.0), file.name
+def _begun(file: Path) -> list[int]:
+    """Sorts event files by when they were begun: `events.out.tfevents.SECONDS.HOST.PROCESS.N`."""
+    return [int(number) for number in re.findall(r"\d+", file.name)]
 
 
 def _number(value: Any) -> float:
