@@ -93,8 +93,8 @@ def figures(result: EnvironmentResult) -> Iterator[tuple[str, str, Figure]]:
         yield (
             "every_seed",
             "Every seed over time, a row each, those that spent most time below half at the top. "
-            "Colour: where its curve stands between its start (0) and its own peak so far (1): the "
-            "redder, the more it has lost of what it had gained. Grey: nothing gained yet, or "
+            "Colour: where its curve stands between its start (0) and its own peak so far (1); the "
+            "stronger, the more it has lost of what it had gained. Grey: nothing gained yet, or "
             "halted (×).",
             _every_seed(result),
         )

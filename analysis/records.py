@@ -29,7 +29,7 @@ NAMES = ("network", "layer", "statistic")
 ENDED = ("finished", "all members halted")
 """The states in `status.json` after which nothing more will come."""
 MISSING = 0.01
-"""Episodes that cover so much less than all steps are said to be missing."""
+"""Episodes that cover so much less than all steps before the last one are said to be missing."""
 
 
 def is_run_directory(path: Path) -> bool:
@@ -157,6 +157,7 @@ def _members(
     seeds = {k: first_seed + k for k in range(count if isinstance(count, int) else 0)}
     broken: dict[int, _Halt] = {}
     covered: dict[int, int] = defaultdict(int)
+    ended: dict[int, int] = {}
     last = longest = episodes = 0
     columns = ("member", "seed", "step", "episode_return", "episode_length")
     for batch in _batches(parts[EPISODES], columns):
@@ -171,6 +172,8 @@ def _members(
         longest = max(longest, int(length.max()))
         for k, steps in enumerate(np.bincount(member, length)):
             covered[k] += int(steps)
+        for k in known.tolist():
+            ended[k] = max(ended.get(k, 0), int(step[member == k].max()))
         for row in np.flatnonzero(~np.isfinite(_floats(batch["episode_return"]))):
             halt = _Halt(int(step[row]), "its episode return is not finite")
             _earlier(broken, int(seed[row]), halt)
@@ -183,26 +186,32 @@ def _members(
         _earlier(broken, halted, halt)
     numbers = [seeds.get(k, first_seed + k) for k in range(max(seeds) + 1)]
     members = tuple(Member(seed, last, *broken.get(seed, (None, ""))) for seed in numbers)
+    # When one of a seed's environments ends an episode, its others are in the middle of theirs.
     each = settings.get("envs_per_seed")
-    unfinished = longest * (each if isinstance(each, int) else 1)
-    _say_what_is_missing(members, covered, unfinished, notes)
+    others = each - 1 if isinstance(each, int) else 0
+    covered = {k: steps + others * longest for k, steps in covered.items()}
+    _say_what_is_missing(seeds, ended, covered, notes)
     return members
 
 
 def _say_what_is_missing(
-    members: tuple[Member, ...], covered: dict[int, int], unfinished: int, notes: list[str]
+    seeds: dict[int, int], ended: dict[int, int], covered: dict[int, int], notes: list[str]
 ) -> None:
-    """Note the steps whose episodes are not recorded, but for the last ones, still unfinished."""
+    """Note the steps before a member's last episode that no recorded episode covers.
+
+    Args:
+        seeds: the seed of each member.
+        ended: the step at which each member's last episode ended.
+        covered: the length of each member's episodes together, and of those that may be unfinished.
+    """
+    missing = {seeds[k]: end - covered[k] for k, end in ended.items()}
     missing = {
-        member.seed: steps - covered[k]
-        for k, member in enumerate(members)
-        if (steps := min(member.reached, member.halted or member.reached))
-        and steps - covered[k] > unfinished + MISSING * steps
+        seed: steps for seed, steps in missing.items() if steps > MISSING * max(ended.values())
     }
     if missing:
         worst = max(missing, key=lambda seed: missing[seed])
         notes.append(
-            f"Episodes are missing from the records of {len(missing)} of {len(members)} seeds, the "
+            f"Episodes are missing from the records of {len(missing)} of {len(seeds)} seeds, the "
             f"most from seed {worst}: those of {missing[worst]:,} steps. An empty bin takes the "
             "value before it."
         )

@@ -312,7 +312,7 @@ def test_episodes_of_a_part_that_was_lost_are_missed(tmp_path: Path):
     run = write_run(tmp_path / "run", [climb] * 2, halted={0: 50_000})
     sorted((run / "records/episodes").iterdir())[1].unlink()
     (note,) = read_arm(str(run)).notes
-    assert "missing from the records of 2 of 2 seeds, the most from seed 2" in note
+    assert "missing from the records of 1 of 2 seeds, the most from seed 2" in note
     assert "those of 33,250 steps" in note
 
 
