@@ -65,8 +65,8 @@ def _arm(result: ArmResult, horizon: int) -> Iterator[str]:
         who = f"{arm.name}, seed {member.seed}:"
         if position not in result.rows:
             yield (
-                f"{who} left out, its records end at {member.reached:,} of {horizon:,} steps. If "
-                "it crashed rather than still runs, that may have been a collapse, which is not "
+                f"{who} left out, it reached only {member.reached:,} of {horizon:,} steps. If it "
+                "crashed rather than still runs, that may have been a collapse, which is not "
                 "counted here."
             )
         elif member.halted is not None:
@@ -80,8 +80,8 @@ def _arm(result: ArmResult, horizon: int) -> Iterator[str]:
     for position, seed in enumerate(result.seeds):
         if collapse.outcome[position] == TOO_FEW:
             yield (
-                f"{arm.name}, seed {seed}: too few episodes, which ended in only "
-                f"{collapse.filled[position]} of {BINS} bins, so nothing is measured of it."
+                f"{arm.name}, seed {seed}: too few episodes (episodes ended in "
+                f"{collapse.filled[position]} of {BINS} bins), so nothing is measured of it."
             )
         elif collapse.outcome[position] == NEVER_LEARNED:
             yield (

@@ -212,7 +212,7 @@ def test_a_log_that_was_cut_off_does_not_shorten_the_others(tmp_path: Path):
     (result,) = compare([arm]).environments
     assert result.horizon == 100_000
     assert result.arms[0].rows.tolist() == [0, 1, 3, 4]
-    assert any("left out, its records end at 3,000 of 100,000" in n for n in notices(result))
+    assert any("left out, it reached only 3,000 of 100,000" in n for n in notices(result))
 
 
 def test_a_folder_of_runs_stands_for_all_of_them(tmp_path: Path):
