@@ -72,6 +72,8 @@ def test_the_page_says_what_the_reader_must_mind(report: tuple[Path, str]):
     page = (report[0] / "report.html").read_text()
     assert "differ in more than the optimizer: epochs (10 and 15)" in page
     assert "halted at step 70,000" in page
+    assert "found on the odd episodes and read on the even ones" in " ".join(page.split())
+    assert "retains more (primary)" in page
     assert "2.13.0" in page
 
 
@@ -213,21 +215,31 @@ def test_the_tables_hold_the_numbers_behind_the_page(report: tuple[Path, str]):
     seeds = tables["seeds"]
     adam = seeds[seeds.arm == "adam"]
     assert adam.outcome.tolist() == ["collapsed", "halted", *["collapsed"] * 3, "kept"]
-    lived = adam[adam.outcome != "halted"]
-    expected = (lived.final - lived.start) / (lived.peak - lived.start)
-    assert lived.retained.tolist() == pytest.approx(expected.tolist())
+    expected = (adam.final - adam.start) / (adam.peak - adam.start)
+    expected = expected.where(adam.outcome != "halted", -1)
+    assert adam.retained.tolist() == pytest.approx(expected.tolist())
 
     arms = tables["arms"].set_index(["arm", "measure", "aggregate", "interval"])
     assert arms.value["adam", "final", "mean", "t"] == pytest.approx(adam.final.mean())
     fraction = arms.loc[("adam", "collapsed", "fraction", "exact")]
     assert fraction.value == pytest.approx(5 / 6)
     assert fraction.low < 5 / 6 < fraction.high
+    assert (
+        arms.loc[(slice(None), ["collapsed", "fell"]), :].reset_index().interval == "exact"
+    ).all()
+    survival = tables["survival"]
+    assert survival[survival.arm == "adam"].not_fallen.iloc[[0, -1]].tolist() == pytest.approx(
+        [1, 1 / 6]
+    )
 
     curves = tables["seed_curves"]
     last = curves[(curves.arm == "adam") & (curves.step > 95_000)].groupby("seed").episode_return
     assert last.mean().tolist() == pytest.approx(adam.final.tolist())
     assert len(tables["curves"]) == 2 * 100
-    assert tables["pairs"].probability_first_better.between(0, 1).all()
+    pairs = tables["pairs"]
+    assert pairs.probability_first_better.between(0, 1).all()
+    assert pairs.measure[pairs.primary].tolist() == ["retained"]
+    assert (pairs.adjusted_p >= pairs.p).all()
     assert set(tables["statistics"].layer.dropna()) == {"layer_1", "layer_2"}
     settings = tables["settings"].set_index("name")
     assert settings.loc["epochs"].tolist() == ["10", "15"]
@@ -248,6 +260,7 @@ def test_overwriting_replaces_the_whole_report(tmp_path: Path, capsys: pytest.Ca
     (out / "figures").mkdir(parents=True)
     (out / "figures/old.png").touch()
     options = ["--out", str(out), "--overwrite", "--steps", "50e3", "--aggregate", "iqm"]
+    options += ["--primary", "time_below"]
     assert main(["compare", f"Mine={run}", *options]) == 0
     printed = capsys.readouterr().out
     assert "Mine: 0 of 3 seeds collapsed" in printed
