@@ -230,7 +230,7 @@ def measure(bins: Bins, halted: np.ndarray | None = None) -> Collapse:
     below = after_halt | (risen & (smoothed - start[:, None] < THRESHOLD * rise))
     judged = rose | has_halted
 
-    final = curve[:, -LAST:].mean(axis=1)
+    final = np.where(has_halted, start, curve[:, -LAST:].mean(axis=1))
     retained = np.where(rose, (final - start) / np.where(rose, rise[:, -1], 1.0), np.nan)
     retained[has_halted] = LOWEST
     collapsed = np.where(judged, (retained < THRESHOLD).astype(float), np.nan)
@@ -265,7 +265,7 @@ def _running_argmax(curve: np.ndarray) -> np.ndarray:
     margin = WINDOW // 2
     candidates = np.full_like(curve, -np.inf)
     candidates[:, margin:-margin] = curve[:, margin:-margin]
-    is_new = candidates >= np.maximum.accumulate(candidates, axis=1)
+    is_new = (candidates > -np.inf) & (candidates >= np.maximum.accumulate(candidates, axis=1))
     return np.maximum.accumulate(np.where(is_new, np.arange(BINS), 0), axis=1)
 
 

@@ -192,8 +192,9 @@ def probability_of_improvement(
     """
     test = "permutation" if log_rank_p is None else "log-rank"
     pairs = [(x[~np.isnan(x)], y[~np.isnan(y)]) for x, y in pairs]
-    pairs = [(x, y) for x, y in pairs if len(x) and len(y)]
-    seeds = (sum(len(x) for x, _ in pairs), sum(len(y) for _, y in pairs))
+    met = [(x, y) for x, y in pairs if len(x) and len(y)]
+    seeds = (sum(len(x) for x, _ in met or pairs), sum(len(y) for _, y in met or pairs))
+    pairs = met
     if not pairs:
         nothing = Interval(math.nan, math.nan, math.nan, 0)
         return Improvement(nothing, math.nan, math.nan, seeds, math.nan, test)

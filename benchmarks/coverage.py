@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from analysis import collapse
 from analysis.comparison import COMPARED, equal_fractions, improvement_in
 from analysis.intervals import (
@@ -37,6 +36,7 @@ from analysis.intervals import (
 from analysis.survival import log_rank
 from analysis.verdict import SIGNIFICANCE, is_supported
 
+ROOT = Path(__file__).parents[1]
 SEED = 2024
 SIZES = (3, 5, 10, 30)
 STUDY_SIZES = (5, 10, 30)
