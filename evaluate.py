@@ -90,18 +90,20 @@ class Compare:
     """Compare arms: collapse, returns and layers, with intervals and a verdict.
 
     An arm is a run directory of train.py, or a folder with the TensorBoard logs (Stable-Baselines3,
-    CleanRL) or the monitor.csv files (Stable-Baselines3) of several seeds. NAME=FOLDER names it.
+    CleanRL) or the monitor.csv files (Stable-Baselines3) of several seeds. NAME=FOLDER names it. A
+    folder of runs of train.py, such as runs, stands for all of them.
     """
 
-    arms: tyro.conf.Positional[tuple[str, ...]]
+    arms: tyro.conf.Positional[tuple[str, ...]] = ()
     """Folders to compare; arms of several environments are grouped by environment."""
     out: Path = Path("report")
     """Folder for the report: report.html, figures/ and data/."""
     aggregate: Literal["mean", "iqm"] = "mean"
     """What the learning curves show over seeds: the mean, or the interquartile mean (which leaves
     out the worst quarter, and with it a quarter of the collapses)."""
-    steps: Count | None = None
-    """Measure the first so many steps; by default as many as all seeds reached."""
+    steps: Count = 0
+    """Measure the first so many steps, e.g. 20e6; 0 means as many as all seeds reached, those left
+    aside that were cut off before 90 % of what the median seed of their arm reached."""
     primary: Literal["retained", "final", "time_below", "first_fall"] = "retained"
     """The measure that the study was made for, named before it was run; the report labels the
     others exploratory."""
@@ -116,6 +118,10 @@ def compare(arguments: Compare) -> None:
     from analysis.readers import read_arms
 
     arms = read_arms(list(arguments.arms), arguments.env)
+    for arm in arms:
+        seeds = "1 seed" if len(arm.members) == 1 else f"{len(arm.members)} seeds"
+        print(f"{arm.name} on {arm.environment}: {seeds} in {arm.path}")
+    print()
 
     # Plotting takes seconds to import: not before the arms are known to be readable.
     from analysis.report import PAGE, write_report
@@ -124,7 +130,7 @@ def compare(arguments: Compare) -> None:
     study = write_report(
         arms,
         arguments.out,
-        arguments.steps,
+        arguments.steps or None,
         arguments.aggregate,
         arguments.overwrite,
         f"evaluate.py compare {' '.join(arguments.arms)}",
@@ -373,10 +379,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_command(argv: Sequence[str]) -> None:
-    """Refuse a first word that is nearly "compare" as such, not as a run that is not there."""
+    """Refuse `compare` misspelt, which would be taken for a run."""
     first = argv[0] if argv else ""
-    if difflib.get_close_matches(first, ["compare"], cutoff=0.7) and not Path(first).exists():
-        raise ValueError(f"There is no run {first}; perhaps you meant evaluate.py compare.")
+    if difflib.get_close_matches(first, ["compare"], cutoff=0.75) and not Path(first).exists():
+        raise ValueError(f"There is no run {first}. Did you mean evaluate.py compare?")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+CUT_OFF = 0.9
+"""A seed that reached less than this share of the median seed's steps was cut off."""
+
 StatisticKey = tuple[str, str, str]
 """(network, layer, statistic), e.g. ("actor", "layer_1", "dormant_fraction")."""
 
@@ -45,6 +48,15 @@ class Member:
     cause: str = ""
 
 
+class Event(NamedTuple):
+    """Something that happened to a seed: `kind` is "halted", "warning" or "changed"."""
+
+    seed: int
+    step: int
+    kind: str
+    message: str
+
+
 def no_statistics() -> Iterator[Statistics]:
     """The statistics of an arm that has none."""
     return iter(())
@@ -71,6 +83,8 @@ class Arm:
     """How many steps a seed was to be trained for, where that is known."""
     finished: bool | None = None
     """None where the logs do not say."""
+    events: tuple[Event, ...] = ()
+    """What its records say happened, in the order of steps."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -80,5 +94,19 @@ class Arm:
 
     @property
     def reached(self) -> int | None:
-        """The step that every seed reached, the halted ones left aside; None if all halted."""
-        return min((m.reached for m in self.members if m.halted is None), default=None)
+        """The step that every seed reached, those halted or cut off left aside; None if all are."""
+        cut = self.cut_off
+        lengths = [m.reached for m in self.members if m.halted is None and m not in cut]
+        return min(lengths, default=None)
+
+    @property
+    def cut_off(self) -> list[Member]:
+        """The seeds whose records end before 90 % of the median seed's: they crashed, or still run.
+
+        Such a seed must not decide how much of the others is measured.
+        """
+        living = [m for m in self.members if m.halted is None]
+        if not living:
+            return []
+        median = sorted(m.reached for m in living)[len(living) // 2]
+        return [m for m in living if m.reached < CUT_OFF * median]

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from analysis.arm import InputError
+
 
 def check_writable(path: Path) -> None:
     """Find out now whether a file or folder can be made at `path`, and leave nothing behind.
@@ -25,10 +27,17 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def appearing_whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all went well and vanishes otherwise."""
+    """A folder beside `out` that takes its place when all went well and vanishes otherwise.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise _cannot_write(out, error) from error
     try:
         yield partial
         partial.chmod(0o755)
@@ -39,5 +48,11 @@ def appearing_whole(out: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             partial.rename(out)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _cannot_write(out: Path, error: OSError) -> InputError:
+    return InputError(f"Cannot write {out}: {error.strerror or error}; give another --out.")

@@ -28,6 +28,7 @@ from analysis.arm import Arm, Episodes, InputError, Member
 CLEANRL, SB3 = "charts/episodic_return", "rollout/ep_rew_mean"
 SOURCES = {CLEANRL: "CleanRL TensorBoard", SB3: "Stable-Baselines3 TensorBoard"}
 SUB_ENVIRONMENT = re.compile(r"\d+\.monitor\.csv")
+POPULATION = "population"
 RECORD_FRAME = 16
 """Bytes around each record of an event file: its length and two checksums."""
 HYPERPARAMETER = re.compile(r"^\|([^|\n]+)\|([^|\n]*)\|$", re.MULTILINE)
@@ -45,7 +46,7 @@ class _Log(NamedTuple):
 
 def is_foreign(path: Path) -> bool:
     """Whether the folder holds monitor files or TensorBoard event files."""
-    return bool(_monitor_files(path) or _event_folders(path))
+    return bool(monitor_files(path) or event_folders(path))
 
 
 def read_logs(path: Path, environment: str | None = None) -> Arm:
@@ -58,12 +59,12 @@ def read_logs(path: Path, environment: str | None = None) -> Arm:
         InputError: no episode is logged, the task is unknown, or the seeds differ in the task.
     """
     notes: list[str] = []
-    monitors = _monitor_files(path)
+    monitors = monitor_files(path)
     if monitors:
         source = "Stable-Baselines3 monitor.csv"
         logs = _read_monitors(path, monitors, notes)
     else:
-        folders = _event_folders(path)
+        folders = event_folders(path)
         tag, logs = _read_tensorboard(path, folders, notes)
         source = SOURCES[tag]
         if tag == SB3:
@@ -122,7 +123,8 @@ def _common(settings: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _monitor_files(path: Path) -> list[Path]:
+def monitor_files(path: Path) -> list[Path]:
+    """The episodes' logs that Stable-Baselines3's `Monitor` wrote, at any depth."""
     return sorted(path.rglob("*monitor.csv"))
 
 
@@ -177,8 +179,15 @@ def _read_csv(file: Path) -> tuple[dict[str, Any], list[tuple[float, int]], bool
         ) from error
 
 
-def _event_folders(path: Path) -> list[Path]:
-    return sorted({file.parent for file in path.rglob("events.out.tfevents.*")})
+def event_folders(path: Path) -> list[Path]:
+    """The folders of TensorBoard logs, a seed each; the mean over the seeds of a run is no seed."""
+    folders = {file.parent for file in path.rglob("events.out.tfevents.*")}
+    return sorted(folder for folder in folders if not _is_population(folder))
+
+
+def _is_population(folder: Path) -> bool:
+    """Whether `train.py` wrote this log, beside one for each seed, about all of them together."""
+    return folder.name == POPULATION and any(folder.parent.glob("seed_*"))
 
 
 def _read_tensorboard(path: Path, folders: list[Path], notes: list[str]) -> tuple[str, list[_Log]]:
@@ -218,11 +227,15 @@ def _scalars(
 ) -> tuple[dict[str, list[tuple[int, float]]], dict[str, Any]]:
     """The points of the tags of interest, and CleanRL's hyper-parameters where they are logged.
 
+    A run that was continued leaves a file for each time. Where two overlap, the steps of the older
+    one were abandoned: the newer is read from its first step on, as in TensorBoard itself.
+
     Only records that contain such a tag are parsed, so that long logs are read quickly.
     """
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     settings: dict[str, Any] = {}
-    for file in sorted(folder.glob("events.out.tfevents.*")):
+    for file in sorted(folder.glob("events.out.tfevents.*"), key=_begun):
+        newer: dict[str, list[tuple[int, float]]] = defaultdict(list)
         left = file.stat().st_size
         for record in RawEventFileLoader(str(file)).Load():
             left -= len(record) + RECORD_FRAME
@@ -232,10 +245,25 @@ def _scalars(
                 event = Event.FromString(record)
                 for value in event.summary.value:
                     if value.tag in SOURCES:
-                        points[value.tag].append((event.step, _number(value)))
+                        newer[value.tag].append((event.step, _number(value)))
         if left > 0:
             notes.append(f"{file} is cut short or damaged: its last {left:,} bytes are not read.")
+        for tag, found in newer.items():
+            first = min(step for step, _ in found)
+            kept = [point for point in points[tag] if point[0] < first]
+            if len(kept) < len(points[tag]):
+                notes.append(
+                    f"{folder.name} was continued from step {first:,}: the "
+                    f"{len(points[tag]) - len(kept):,} older values of {tag} from there on are "
+                    "not read."
+                )
+            points[tag] = kept + found
     return points, settings
+
+
+def _begun(file: Path) -> list[int]:
+    """Sorts event files by when they were begun: `events.out.tfevents.SECONDS.HOST.PROCESS.N`."""
+    return [int(number) for number in re.findall(r"\d+", file.name)]
 
 
 def _number(value: Any) -> float:

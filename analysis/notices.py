@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from analysis.arm import Arm
-from analysis.collapse import BINS, HALTED
+from analysis.collapse import BINS, NEVER_LEARNED, STANDARD_ERRORS, TOO_FEW
 from analysis.comparison import ArmResult, EnvironmentResult
 from analysis.settings import setting_differences, version_differences
 
 
 def notices(result: EnvironmentResult) -> Iterator[str]:
-    """One sentence per thing: lengths, settings, unfinished runs, seeds halted or left out."""
+    """One sentence per thing: lengths, settings, unfinished or changed runs, seeds halted or not
+    measured. Early warnings are many, and have a table of their own."""
     yield from _lengths(result)
     if len(result.arms) == 1:
         yield f"{result.arms[0].name} is alone on {result.environment}: shown, not compared."
@@ -65,7 +64,11 @@ def _arm(result: ArmResult, horizon: int) -> Iterator[str]:
     for position, member in enumerate(arm.members):
         who = f"{arm.name}, seed {member.seed}:"
         if position not in result.rows:
-            yield f"{who} left out, it reached only {member.reached:,} of {horizon:,} steps."
+            yield (
+                f"{who} left out, it reached only {member.reached:,} of {horizon:,} steps. If it "
+                "crashed rather than still runs, that may have been a collapse, which is not "
+                "counted here."
+            )
         elif member.halted is not None:
             cause = f" ({member.cause})" if member.cause else ""
             consequence = (
@@ -74,12 +77,23 @@ def _arm(result: ArmResult, horizon: int) -> Iterator[str]:
                 else "that is later than what is measured here, so it is not counted"
             )
             yield f"{who} halted at step {member.halted:,}{cause}; {consequence}."
-    for seed, outcome, collapsed, filled in zip(
-        result.seeds, collapse.outcome, collapse.collapsed, collapse.filled, strict=True
-    ):
-        if outcome != HALTED and np.isnan(collapsed):
+    for position, seed in enumerate(result.seeds):
+        if collapse.outcome[position] == TOO_FEW:
             yield (
-                f"{arm.name}, seed {seed}: {outcome} (episodes ended in {filled} of {BINS} bins), "
-                "so whether it collapsed cannot be said; the collapse fraction leaves it out."
+                f"{arm.name}, seed {seed}: too few episodes (episodes ended in "
+                f"{collapse.filled[position]} of {BINS} bins), so nothing is measured of it."
+            )
+        elif collapse.outcome[position] == NEVER_LEARNED:
+            yield (
+                f"{arm.name}, seed {seed}: never learned, for its peak, "
+                f"{collapse.peak[position]:,.0f}, is no more than {STANDARD_ERRORS} standard "
+                f"errors ({collapse.standard_error[position]:,.0f} each) above its start, "
+                f"{collapse.start[position]:,.0f}; it neither kept nor collapsed."
+            )
+    for event in arm.events:
+        if event.kind == "changed":
+            yield (
+                f"{arm.name} was changed during training: at step {event.step:,} it was continued "
+                f"with {event.message}, so its records are not of one setting."
             )
     yield from (f"{arm.name}: {note}" for note in arm.notes)

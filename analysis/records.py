@@ -1,6 +1,7 @@
 """A run directory as an arm: `config.yaml`, `status.json` and the Parquet records."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +12,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from analysis.arm import Arm, Episodes, InputError, Member, StatisticKey, Statistics, no_statistics
+from analysis.arm import (
+    Arm,
+    Episodes,
+    Event,
+    InputError,
+    Member,
+    StatisticKey,
+    Statistics,
+)
 
 BATCH_ROWS = 1 << 18
 CONFIG, STATUS, VERSIONS = "config.yaml", "status.json", "versions.json"
+EPISODES, STATISTICS, EVENTS = "episodes", "statistics", "events"
 NAMES = ("network", "layer", "statistic")
 ENDED = ("finished", "all members halted")
 """The states in `status.json` after which nothing more will come."""
+MISSING = 0.01
+"""Episodes that cover so much less than all steps before the last one are said to be missing."""
 
 
 def is_run_directory(path: Path) -> bool:
@@ -25,8 +37,21 @@ def is_run_directory(path: Path) -> bool:
     return (path / CONFIG).is_file() or (path / "records").is_dir()
 
 
+def runs_below(path: Path) -> list[Path]:
+    """The run directories in a folder, at any depth; other programs' `config.yaml` is none."""
+    return sorted(file.parent for file in path.rglob(CONFIG) if is_whole_run(file.parent))
+
+
+def is_whole_run(path: Path) -> bool:
+    """Whether this is a run directory with its configuration, and no other program's folder."""
+    described = (path / VERSIONS).is_file() or (path / "records").is_dir()
+    return (path / CONFIG).is_file() and described
+
+
 def read_run(path: Path) -> Arm:
     """Read a run directory; the records themselves are only streamed through.
+
+    A part of the records that was cut short is left out, which the arm's notes say.
 
     Raises:
         InputError: it lacks its configuration, has no finished episode, or a file is damaged.
@@ -39,23 +64,31 @@ def read_run(path: Path) -> Arm:
     if not isinstance(settings.get("env"), str):
         raise InputError(f"{path / CONFIG} names no environment: a line `env: …` was expected.")
 
-    members, notes = _members(path, settings)
+    notes: list[str] = []
+    parts = {
+        table: _whole_parts(path / "records" / table, notes)
+        for table in (EPISODES, STATISTICS, EVENTS)
+    }
+    if not parts[STATISTICS]:
+        notes.append("It has no per-layer statistics.")
+    events = tuple(_events(parts[EVENTS]))
+    members = _members(path, settings, parts, _halts(events, status, notes), notes)
     planned = settings.get("steps")
     planned = int(planned) if isinstance(planned, int | float) else None
-    has_statistics = bool(_parts(path / "records/statistics"))
     return Arm(
         name=str(settings.get("opt", path.name)),
         path=path,
         environment=settings["env"],
         source="run directory",
         members=members,
-        episodes=lambda: _episodes(path),
-        statistics=(lambda: _statistics(path)) if has_statistics else no_statistics,
+        episodes=lambda: _episodes(parts[EPISODES]),
+        statistics=lambda: _statistics(parts[STATISTICS]),
         settings=settings,
         versions=_flat(versions),
         planned=planned,
         finished=_finished(status, planned, members),
-        notes=notes if has_statistics else (*notes, "It has no per-layer statistics."),
+        events=events,
+        notes=tuple(notes),
     )
 
 
@@ -69,42 +102,119 @@ def _finished(
     return max(member.reached for member in members) >= 0.99 * planned
 
 
-def _members(path: Path, settings: dict[str, Any]) -> tuple[tuple[Member, ...], tuple[str, ...]]:
-    seeds: dict[int, int] = {}
-    broken: dict[int, tuple[int, str]] = {}
-    last = 0
-    for batch in _batches(path / "records/episodes", ("member", "seed", "step", "episode_return")):
+class _Halt(NamedTuple):
+    """When a seed's training became non-finite, and why."""
+
+    step: int
+    cause: str
+
+
+def _events(parts: list[Path]) -> Iterator[Event]:
+    for batch in _batches(parts, ("seed", "step", "kind", "message")):
+        for row in batch.to_pylist():
+            yield Event(row["seed"], row["step"], row["kind"], row["message"])
+
+
+def _halts(events: tuple[Event, ...], status: dict[str, Any], notes: list[str]) -> dict[int, _Halt]:
+    """The halt of each seed that halted: what the events and `status.json` know of it together."""
+    halts: dict[int, _Halt] = {}
+    for event in events:
+        if event.kind == "halted":
+            _earlier(halts, event.seed, _Halt(event.step, event.message))
+    if not isinstance(status.get("halted"), list):
+        return halts
+    told = {one["seed"]: _Halt(one["step"], one["cause"]) for one in status["halted"]}
+    for seed in sorted(halts.keys() | told.keys()):
+        if seed not in halts:
+            notes.append(
+                f"Seed {seed} halted at step {told[seed].step:,} by {STATUS}, but the records of "
+                "events do not know of it; it counts as halted."
+            )
+        elif seed not in told:
+            notes.append(
+                f"Seed {seed} halted at step {halts[seed].step:,} by the records of events, but "
+                f"{STATUS} does not know of it; it counts as halted."
+            )
+        elif halts[seed].step != told[seed].step:
+            notes.append(
+                f"Seed {seed} halted at step {halts[seed].step:,} by the records of events, but at "
+                f"step {told[seed].step:,} by {STATUS}; the earlier one counts."
+            )
+    for seed, halt in told.items():
+        _earlier(halts, seed, halt)
+    return halts
+
+
+def _members(
+    path: Path,
+    settings: dict[str, Any],
+    parts: dict[str, list[Path]],
+    halts: dict[int, _Halt],
+    notes: list[str],
+) -> tuple[Member, ...]:
+    count, first_seed = settings.get("seeds"), settings.get("seed")
+    first_seed = first_seed if isinstance(first_seed, int) else 0
+    seeds = {k: first_seed + k for k in range(count if isinstance(count, int) else 0)}
+    broken: dict[int, _Halt] = {}
+    covered: dict[int, int] = defaultdict(int)
+    ended: dict[int, int] = {}
+    last = longest = episodes = 0
+    columns = ("member", "seed", "step", "episode_return", "episode_length")
+    for batch in _batches(parts[EPISODES], columns):
         member, step = _integers(batch["member"]), _integers(batch["step"])
         if not len(member):
             continue
+        episodes += len(member)
         last = max(last, int(step.max()))
         known, first = np.unique(member, return_index=True)
-        seed = _integers(batch["seed"])
+        seed, length = _integers(batch["seed"]), _integers(batch["episode_length"])
         seeds.update({int(who): int(seed[row]) for who, row in zip(known, first, strict=True)})
+        longest = max(longest, int(length.max()))
+        for k, steps in enumerate(np.bincount(member, length)):
+            covered[k] += int(steps)
+        for k in known.tolist():
+            ended[k] = max(ended.get(k, 0), int(step[member == k].max()))
         for row in np.flatnonzero(~np.isfinite(_floats(batch["episode_return"]))):
-            _earlier(broken, int(member[row]), int(step[row]), "its episode return is not finite")
-    if not seeds:
+            halt = _Halt(int(step[row]), "its episode return is not finite")
+            _earlier(broken, int(seed[row]), halt)
+    if not episodes:
         raise InputError(f"{path} has no finished episode yet: there is nothing to compare.")
-
-    notes = []
-    for batch in _batches(path / "records/events", ("member", "seed", "step", "kind", "message")):
-        for event in batch.to_pylist():
-            if event["kind"] == "halted":
-                seeds[event["member"]] = event["seed"]
-                _earlier(broken, event["member"], event["step"], event["message"])
-            elif event["kind"] == "warning":
-                notes.append(f"Seed {event['seed']}, step {event['step']}: {event['message']}")
-    for batch in _batches(path / "records/statistics", ("step",), newest=True):
+    for batch in _batches(parts[STATISTICS][-1:], ("step",)):
         last = max(last, pc.max(batch["step"]).as_py() or 0)
 
-    count = settings.get("seeds")
-    count = count if isinstance(count, int) else len(seeds)
-    first_seed = settings.get("seed")
-    first_seed = first_seed if isinstance(first_seed, int) else 0
-    return tuple(
-        Member(seeds.get(k, first_seed + k), last, *broken.get(k, (None, "")))
-        for k in range(max(count, 1 + max(seeds)))
-    ), tuple(notes)
+    for halted, halt in halts.items():
+        _earlier(broken, halted, halt)
+    numbers = [seeds.get(k, first_seed + k) for k in range(max(seeds) + 1)]
+    members = tuple(Member(seed, last, *broken.get(seed, (None, ""))) for seed in numbers)
+    # When one of a seed's environments ends an episode, its others are in the middle of theirs.
+    each = settings.get("envs_per_seed")
+    others = each - 1 if isinstance(each, int) else 0
+    covered = {k: steps + others * longest for k, steps in covered.items()}
+    _say_what_is_missing(seeds, ended, covered, notes)
+    return members
+
+
+def _say_what_is_missing(
+    seeds: dict[int, int], ended: dict[int, int], covered: dict[int, int], notes: list[str]
+) -> None:
+    """Note the steps before a member's last episode that no recorded episode covers.
+
+    Args:
+        seeds: the seed of each member.
+        ended: the step at which each member's last episode ended.
+        covered: the length of each member's episodes together, and of those that may be unfinished.
+    """
+    missing = {seeds[k]: end - covered[k] for k, end in ended.items()}
+    missing = {
+        seed: steps for seed, steps in missing.items() if steps > MISSING * max(ended.values())
+    }
+    if missing:
+        worst = max(missing, key=lambda seed: missing[seed])
+        notes.append(
+            f"Episodes are missing from the records of {len(missing)} of {len(seeds)} seeds, the "
+            f"most from seed {worst}: those of {missing[worst]:,} steps. An empty bin takes the "
+            "value before it."
+        )
 
 
 def _flat(versions: dict[str, Any]) -> dict[str, str]:
@@ -112,21 +222,20 @@ def _flat(versions: dict[str, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in (libraries | versions).items()}
 
 
-def _earlier(broken: dict[int, tuple[int, str]], member: int, step: int, cause: str) -> None:
-    if member not in broken or step < broken[member][0]:
-        broken[member] = (step, cause)
+def _earlier(halts: dict[int, _Halt], seed: int, halt: _Halt) -> None:
+    if seed not in halts or halt.step < halts[seed].step:
+        halts[seed] = halt
 
 
-def _episodes(path: Path) -> Iterator[Episodes]:
-    for batch in _batches(path / "records/episodes", ("member", "step", "episode_return")):
+def _episodes(parts: list[Path]) -> Iterator[Episodes]:
+    for batch in _batches(parts, ("member", "step", "episode_return")):
         yield Episodes(
             _integers(batch["member"]), _integers(batch["step"]), _floats(batch["episode_return"])
         )
 
 
-def _statistics(path: Path) -> Iterator[Statistics]:
-    folder = path / "records/statistics"
-    for batch in _batches(folder, ("member", "step", *NAMES, "value"), encoded=NAMES):
+def _statistics(parts: list[Path]) -> Iterator[Statistics]:
+    for batch in _batches(parts, ("member", "step", *NAMES, "value"), encoded=NAMES):
         if batch.num_rows:
             key, keys = _keys(batch)
             yield Statistics(
@@ -167,20 +276,35 @@ def _keys(batch: pa.RecordBatch) -> tuple[np.ndarray, list[StatisticKey]]:
     return compact[flat], keys
 
 
-def _parts(folder: Path) -> list[str]:
-    return sorted(str(part) for part in folder.glob("part-*.parquet"))
+def _whole_parts(folder: Path, notes: list[str]) -> list[Path]:
+    """The parts of a table in the order of steps; one that cannot be opened is left out and noted.
+
+    A Parquet file ends with its table of contents, so one that was cut short does not open.
+    """
+    whole: list[Path] = []
+    for part in sorted(folder.glob("part-*.parquet")):
+        try:
+            pq.read_metadata(part)
+        except (pa.ArrowException, OSError):
+            before = int(whole[-1].stem.removeprefix("part-")) if whole else 0
+            notes.append(
+                f"{part} is not a readable Parquet file (cut short or damaged): the {folder.name} "
+                f"after step {before:,} that it held are missing."
+            )
+        else:
+            whole.append(part)
+    return whole
 
 
 def _batches(
-    folder: Path, columns: tuple[str, ...], encoded: tuple[str, ...] = (), newest: bool = False
+    parts: list[Path], columns: tuple[str, ...], encoded: tuple[str, ...] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """Stream columns of a folder of Parquet parts, one batch in memory at a time.
+    """Stream columns of Parquet parts, one batch in memory at a time.
 
     Args:
         encoded: the columns of words, read as dictionaries.
-        newest: read the newest part only.
     """
-    for part in _parts(folder)[-1 if newest else 0 :]:
+    for part in parts:
         try:
             with pq.ParquetFile(part, read_dictionary=list(encoded)) as file:
                 missing = [column for column in columns if column not in file.schema_arrow.names]
@@ -208,6 +332,8 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, dict):

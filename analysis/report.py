@@ -1,6 +1,7 @@
 """From arms to a folder: one HTML page, PNG and PDF figures, and CSV files."""
 
 import io
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from analysis.arm import Arm, InputError
+from analysis.collapse import BINS, FEWEST_BINS, TOO_FEW
 from analysis.comparison import PRIMARY, Study, compare
 from analysis.figures import figures
 from analysis.folders import appearing_whole
@@ -25,6 +27,13 @@ def check_destination(out: Path, overwrite: bool) -> None:
         InputError: `out` is a file, holds something else, or holds a report not to be overwritten.
     """
     if not out.exists():
+        nearest = next(folder for folder in out.absolute().parents if folder.exists())
+        try:
+            tempfile.TemporaryDirectory(dir=nearest).cleanup()
+        except OSError as error:
+            raise InputError(
+                f"Cannot write {out} ({nearest}: {error.strerror}); give another --out."
+            ) from error
         return
     if not out.is_dir():
         raise InputError(f"{out} is a file: --out names the folder that the report goes to.")
@@ -52,10 +61,15 @@ def write_report(
         command: how it was asked for, for the page's foot.
 
     Raises:
-        InputError: the arms cannot be compared, or `out` cannot take the report.
+        InputError: the arms cannot be compared, `steps` are too few to measure anything, or `out`
+            cannot take the report.
     """
     check_destination(out, overwrite)
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps is {steps}; it must be at least 1.")
     study = compare(arms, steps, aggregate, primary)
+    if steps is not None:
+        _check_measured(study)
     with appearing_whole(out) as folder:
         pictures: dict[str, list[Picture]] = {}
         (folder / "figures").mkdir()
@@ -81,3 +95,14 @@ def write_report(
         made = f"Made {datetime.now():%Y-%m-%d %H:%M}{' by ' + command if command else ''}."
         (folder / PAGE).write_text(page(study, pictures, data, made), encoding="utf-8")
     return study
+
+
+def _check_measured(study: Study) -> None:
+    """Refuse a report in which nothing can be said of an environment."""
+    for result in study.environments:
+        if all((arm.collapse.outcome == TOO_FEW).all() for arm in result.arms):
+            raise InputError(
+                f"No seed on {result.environment} has episodes in {FEWEST_BINS} of the {BINS} bins "
+                f"of the first {result.horizon:,} steps, so nothing can be measured: give more "
+                "--steps."
+            )

@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis.collapse import BINS, Collapse, smooth
 from analysis.comparison import PairResult, Study
+from analysis.early_warnings import crossings
 from analysis.intervals import Interval
 
 
@@ -23,6 +24,7 @@ def tables(study: Study) -> dict[str, pd.DataFrame]:
         "all_environments": _suite(study),
         "settings": _settings(study, "settings"),
         "versions": _settings(study, "versions"),
+        "warnings": _warnings(study),
     }
     return {name: table for name, table in found.items() if len(table)}
 
@@ -219,6 +221,16 @@ def _suite(study: Study) -> pd.DataFrame:
         }
         for arm in study.suite_arms
         for measure, estimate in (("retained, iqm", arm.retained), ("collapsed", arm.collapsed))
+    )
+
+
+def _warnings(study: Study) -> pd.DataFrame:
+    """Every early warning that was given during training."""
+    return pd.DataFrame(
+        {"environment": result.environment, "arm": arm.name, **crossing._asdict()}
+        for result in study.environments
+        for arm in result.arms
+        for crossing in crossings(arm.arm)
     )
 
 

@@ -25,7 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-CORES = len(os.sched_getaffinity(0))
+CORES = available_cores()
 PHYSICS_SIMULATIONS = 60
 RECORDED_STEPS = 300
 MIN_ITERATIONS = 3

@@ -1,5 +1,7 @@
 """Arms from run directories and from what Stable-Baselines3 and CleanRL write."""
 
+import json
+import shutil
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,7 +16,8 @@ from synthetic_runs import climb, statistics_table, write_parts, write_run
 from torch.utils.tensorboard import SummaryWriter
 
 from analysis.arm import Arm, InputError
-from analysis.comparison import bin_statistics
+from analysis.comparison import bin_statistics, compare
+from analysis.notices import notices
 from analysis.readers import read_arm, read_arms
 
 
@@ -167,6 +170,94 @@ def test_cleanrls_tensorboard_logs_bring_their_settings(tmp_path: Path):
     assert found[found.member == 1].episode_return.tolist() == [200.0 * k for k in range(1, 10)]
 
 
+def continued_log(path: Path, steps: list[range], tag: str = "rollout/ep_rew_mean") -> Path:
+    """A seed's TensorBoard folder with an event file for each start; values tell the start."""
+    for start, span in enumerate(steps):
+        writer = SummaryWriter(str(path), filename_suffix=f".{start}")
+        for step in span:
+            writer.add_scalar(tag, 1000 * start + step / 1000, step)
+        writer.close()
+        for log in path.glob(f"*.{start}"):  # as if a start took a second at least
+            name = log.name.split(".")
+            name[3] = str(1_700_000_000 + start)
+            log.rename(path / ".".join(name))
+    return path
+
+
+def test_of_a_continued_tensorboard_run_the_newer_file_wins_from_its_first_step_on(tmp_path: Path):
+    continued_log(tmp_path / "PPO_1", [range(1000, 20_001, 1000), range(10_000, 30_001, 1000)])
+    arm = read_arm(str(tmp_path), "Ant-v4")
+    found = episodes(arm)
+    assert found.step.tolist() == list(range(1000, 30_001, 1000))
+    newer = (found.episode_return >= 1000).tolist()
+    assert newer == [False] * 9 + [True] * 21
+    note = next(note for note in arm.notes if "continued" in note)
+    assert "PPO_1 was continued from step 10,000: the 11 older values" in note
+
+
+def test_a_tensorboard_run_that_was_continued_where_it_stopped_is_read_whole(tmp_path: Path):
+    continued_log(tmp_path / "PPO_1", [range(1000, 10_001, 1000), range(11_000, 20_001, 1000)])
+    arm = read_arm(str(tmp_path), "Ant-v4")
+    assert episodes(arm).step.tolist() == list(range(1000, 20_001, 1000))
+    assert not any("continued" in note for note in arm.notes)
+
+
+def test_a_log_that_was_cut_off_does_not_shorten_the_others(tmp_path: Path):
+    for seed in range(5):
+        end = 3000 if seed == 2 else 100_000
+        continued_log(tmp_path / f"PPO_{seed}", [range(500, end + 1, 500)])
+    arm = read_arm(str(tmp_path), "Ant-v4")
+    assert [member.reached for member in arm.cut_off] == [3000]
+    assert arm.reached == 100_000
+    (result,) = compare([arm]).environments
+    assert result.horizon == 100_000
+    assert result.arms[0].rows.tolist() == [0, 1, 3, 4]
+    assert any("left out, it reached only 3,000 of 100,000" in n for n in notices(result))
+
+
+def test_a_folder_of_runs_stands_for_all_of_them(tmp_path: Path):
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs" / name, [climb] * 2, opt=name, steps=10_000)
+    (tmp_path / "runs/wandb/files").mkdir(parents=True)
+    (tmp_path / "runs/wandb/files/config.yaml").write_text("seed: 1\n")
+    arms = read_arms([str(tmp_path / "runs")])
+    assert [(arm.name, len(arm.members)) for arm in arms] == [("a", 2), ("b", 2)]
+    with pytest.raises(InputError, match=r"holds 2 runs, which are an arm each"):
+        read_arm(str(tmp_path / "runs"), "Ant-v4")
+    with pytest.raises(InputError, match=r"so it cannot be the arm Mine: name them one by one"):
+        read_arms([f"Mine={tmp_path / 'runs'}"])
+    (tmp_path / "runs/sb3").mkdir()
+    (tmp_path / "runs/sb3/0.monitor.csv").touch()
+    with pytest.raises(InputError, match=r"holds 2 runs of train.py and other logs too"):
+        read_arms([str(tmp_path / "runs")])
+
+
+def test_the_mean_over_the_seeds_of_a_run_is_no_seed(tmp_path: Path):
+    run = write_run(tmp_path / "run", [climb] * 2, steps=10_000)
+    for name in ("seed_1", "seed_2", "population"):
+        continued_log(run / "tensorboard" / name, [range(1000, 10_001, 1000)])
+    with pytest.raises(InputError, match=r"is a part of the run .*: name the run"):
+        read_arm(str(run / "tensorboard"), "Ant-v4")
+    shutil.move(run / "tensorboard", tmp_path / "downloaded")
+    assert len(read_arm(str(tmp_path / "downloaded"), "Ant-v4").members) == 2
+
+
+def test_the_task_named_must_be_that_of_an_arm(tmp_path: Path):
+    run = write_run(tmp_path / "run", [climb], steps=10_000)
+    with pytest.raises(InputError, match=r"--env Hopper-v4 is for logs that do not name their"):
+        read_arms([str(run)], "Hopper-v4")
+    continued_log(tmp_path / "sb3/PPO_1", [range(1000, 10_001, 1000)])
+    arms = read_arms([str(run), str(tmp_path / "sb3")], "Hopper-v4")
+    assert [arm.environment for arm in arms] == ["Ant-v4", "Hopper-v4"]
+
+
+def test_names_that_were_given_are_kept_or_refused(tmp_path: Path):
+    one, two = (write_run(tmp_path / name, [climb], steps=10_000) for name in ("one", "two"))
+    assert [arm.name for arm in read_arms([str(one), f"adam={two}"])] == ["one", "adam"]
+    with pytest.raises(InputError, match="Two arms on Ant-v4 are named x"):
+        read_arms([f"x={one}", f"x={two}"])
+
+
 def test_arms_of_one_environment_get_different_names(tmp_path: Path):
     paths = [
         write_run(tmp_path / name, [climb], opt="adam", env=env, steps=10_000)
@@ -185,6 +276,8 @@ def test_bad_folders_are_refused_in_one_sentence(tmp_path: Path):
     for text, match in (
         (tmp_path / "nothin", r"There is no folder .*nothin. Did you mean .*nothing\?"),
         (tmp_path / "nothing", "is not a run directory"),
+        ("Mine=", "'Mine=' names no folder"),
+        (tmp_path / "broken/config.yaml", "is a file, but an arm is a folder"),
         (empty, "has no finished episode yet"),
         (unnamed, "names no environment"),
         (broken, r"config.yaml is damaged"),
@@ -193,17 +286,61 @@ def test_bad_folders_are_refused_in_one_sentence(tmp_path: Path):
             read_arm(str(text))
         assert "\n" not in str(caught.value)
     run = write_run(tmp_path / "run", [climb], steps=10_000)
+    with pytest.raises(InputError, match="Name at least one arm"):
+        read_arms([])
     with pytest.raises(InputError, match="given twice"):
         read_arms([str(run), str(tmp_path / "nothing/../run")])
 
 
 @pytest.mark.parametrize("table", ["episodes", "statistics", "events"])
-def test_a_damaged_part_is_named(tmp_path: Path, table: str):
+def test_a_part_that_was_cut_short_is_left_out_and_named(tmp_path: Path, table: str):
     run = write_run(tmp_path / "run", [climb] * 2, halted={0: 50_000})
+    whole = read_arm(str(run))
+    before = len(list(whole.statistics()))
     part = sorted((run / "records" / table).iterdir())[-1]
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(InputError, match=f"{part.name} is not a readable Parquet file"):
-        bin_statistics(read_arm(str(run)), 100_000)
+    arm = read_arm(str(run))
+    assert (whole.notes, before) == ((), 3)
+    assert any(f"{part.name} is not a readable Parquet file" in note for note in arm.notes)
+    if table == "episodes":
+        assert episodes(arm).step.max() <= 66_666
+    if table == "statistics":
+        assert len(list(arm.statistics())) == 2
+
+
+def test_episodes_of_a_part_that_was_lost_are_missed(tmp_path: Path):
+    run = write_run(tmp_path / "run", [climb] * 2, halted={0: 50_000})
+    sorted((run / "records/episodes").iterdir())[1].unlink()
+    (note,) = read_arm(str(run)).notes
+    assert "missing from the records of 1 of 2 seeds, the most from seed 2" in note
+    assert "those of 33,250 steps" in note
+
+
+def test_a_halt_that_only_the_status_knows_of_counts(tmp_path: Path):
+    run = write_run(tmp_path / "run", [climb] * 3, state="finished")
+    status = json.loads((run / "status.json").read_text())
+    status["halted"] = [{"seed": 2, "step": 40_000, "cause": "the critic's weights became NaN"}]
+    (run / "status.json").write_text(json.dumps(status))
+    arm = read_arm(str(run))
+    assert [member.halted for member in arm.members] == [None, 40_000, None]
+    assert "NaN" in arm.members[1].cause
+    assert any("records of events do not know of it" in note for note in arm.notes)
+
+
+@pytest.mark.parametrize(
+    ("told", "note"),
+    [
+        ([], "status.json does not know of it"),
+        ([{"seed": 2, "step": 30_000, "cause": "?"}], "at step 30,000 by status.json"),
+        ([{"seed": 2, "step": 40_000, "cause": "?"}], None),
+    ],
+)
+def test_records_and_status_that_differ_in_a_halt_are_said(tmp_path: Path, told, note):
+    run = write_run(tmp_path / "run", [climb] * 3, halted={1: 40_000})
+    (run / "status.json").write_text(json.dumps({"state": "finished", "halted": told}))
+    arm = read_arm(str(run))
+    assert arm.members[1].halted == min([40_000, *(halt["step"] for halt in told)])
+    assert [note in said for said in arm.notes] == ([True] if note else [])
 
 
 def test_a_part_without_the_columns_is_named(tmp_path: Path):
