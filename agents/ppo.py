@@ -133,6 +133,7 @@ class PPO:
             initial=self.initial_parameters,
             previous=self.previous_parameters,
             gradient_norms=self.gradient_norms,
+            is_last=self.iteration == self.num_iterations,
         )
 
     @property

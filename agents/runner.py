@@ -107,7 +107,8 @@ class Runner:
         if state:
             agent.load_state_dict(state["agent"])
             self.halted = state["halted"]
-        self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config), positions)
+        full = config.plasticity.tensorboard == "full"
+        self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config), positions, full)
         if state:
             self.telemetry.load_state_dict(state["telemetry"], agent.steps)
         self._last_checkpoint: str | None = None
