@@ -229,17 +229,18 @@ class Telemetry:
             values = {tag: column[member] for tag, column in columns.items()}
             self._member_logs[member].scalars(step, _finite(values))
 
-        columns["time/fps"] = np.full(len(self.seeds), fps)
+        columns.pop("time/fps")
         summary = _over_seeds(
             {tag: column[healthy] for tag, column in columns.items()}, FIRST_BANDS.values()
         )
         returns = np.sort(columns[RETURN_TAG][healthy])
         returns = returns[np.isfinite(returns)]
         if len(returns):
-            cut = len(returns) // 4
-            middle = returns[cut : len(returns) - cut]
-            summary[over_seeds("interquartile_mean", RETURN_TAG)] = float(middle.mean())
             summary[over_seeds("std", RETURN_TAG)] = float(returns.std())
+            if cut := len(returns) // 4:
+                middle = returns[cut : len(returns) - cut]
+                summary[over_seeds("interquartile_mean", RETURN_TAG)] = float(middle.mean())
+        summary[over_seeds("sum", "time/fps")] = fps
         summary[HEALTHY] = float(healthy.sum())
         self._logs["population"].scalars(step, summary)
 

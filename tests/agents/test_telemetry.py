@@ -58,7 +58,7 @@ def scalars_of(path, run):
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if tag != "time/fps"
+        if not tag.endswith("time/fps")
     }
 
 
@@ -87,7 +87,7 @@ def test_by_default_a_seed_has_some_twenty_curves_and_the_returns_come_first(bri
         scalars = events_of(brief, f"seed_{seed}").Tags()["scalars"]
         assert 15 <= len(scalars) <= 25
         assert sorted(scalars)[:2] == ["rollout/ep_len_mean", "rollout/ep_rew_mean"]
-        assert not [tag for tag in events_of(brief, f"seed_{seed}").Tags()["tensors"]]
+        assert events_of(brief, f"seed_{seed}").Tags()["tensors"] == ["events/warning"]
     assert min(events_of(brief, "population").Tags()["scalars"]).startswith("values_over_healthy_")
     assert min(events_of(run, "seed_5").Tags()["scalars"]).startswith("rollout/")
     assert len(events_of(run, "seed_5").Tags()["scalars"]) > 100
@@ -104,8 +104,9 @@ def test_no_curve_is_there_twice(name, shown, request):
     curves = {}
     for tag, curve in scalars_of(request.getfixturevalue(shown), name).items():
         values = tuple(value for _, value in curve)
-        # Units that are all alive, and the like, have the same curve for a good reason.
-        if len(set(values)) > 1:
+        # Counts, or a network's largest weight and its layer's, are alike by chance.
+        counted = all(value.is_integer() for value in values)
+        if not counted and not tag.endswith("weight_max_abs"):
             curves.setdefault(values, []).append(tag)
     assert [tags for tags in curves.values() if len(tags) > 1] == []
 
