@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import tyro
 
 from agents.flags import Count, Keywords
+from agents.shell import typed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -324,7 +325,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             score(tyro.cli(Scoring, args=argv, prog="evaluate.py", description=DESCRIPTION))
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0], "analysis")
-        print(f"This needs {error.name}: pip install 'upgd-ppo[{extra}]'.", file=sys.stderr)
+        print(
+            f"This needs {error.name}. In the checkout of upgd-ppo, run:\n"
+            f"  {typed('python')} -m pip install '.[{extra}]'",
+            file=sys.stderr,
+        )
         return 2
     except (ValueError, OSError, ImportError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)

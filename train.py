@@ -19,6 +19,7 @@ from agents.population import Population
 from agents.presets import load_preset
 from agents.run_directory import RunDirectory
 from agents.runner import Outcome, Runner, newest_state
+from agents.shell import typed
 
 USAGE_ERROR = 2
 UNSAVED = 74
@@ -138,17 +139,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"train.py: error: The last checkpoint could not be written to {path}; those in"
             f" {runner.directory.checkpoints} are whole. Make room, then continue with:\n"
-            f"  train.py --resume {path}",
+            f"  {typed('python')} train.py --resume {path}",
             file=sys.stderr,
         )
         code = UNSAVED
     elif outcome is Outcome.INTERRUPTED:
-        print(f"Interrupted; everything is saved. Continue with:\n  train.py --resume {path}")
+        print(
+            "Interrupted; everything is saved. Continue with:\n"
+            f"  {typed('python')} train.py --resume {path}"
+        )
         code = INTERRUPTED
     else:
         print(
-            f"{outcome.value.capitalize()}. Look at it with:\n  tensorboard --logdir {path}\n"
-            "and open http://localhost:6006/#custom_scalars: everything on one page."
+            f"{outcome.value.capitalize()}. Look at it with:\n"
+            f"  {typed('tensorboard')} --logdir {path}\n"
+            "and open the address that it prints; the tab Custom Scalars has everything on one"
+            f" page. With --logdir {path.parent} the runs beside it are there, too."
         )
         code = 0
     runner.agent.close()

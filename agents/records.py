@@ -47,7 +47,7 @@ class RecordTable:
     """Rows of one table, gathered in memory and written as a part of the folder at each flush.
 
     Args:
-        folder: where the parts lie; made when the first part is written.
+        folder: where the parts lie; the first flush makes it.
         schema: the columns.
     """
 
@@ -68,8 +68,9 @@ class RecordTable:
         return sum(batch.num_rows for batch in self._pending)
 
     def flush(self, step: int) -> None:
-        """Write the gathered rows as `part-STEP.parquet`, whole or not at all."""
-        if not self._pending:
+        """Write the gathered rows as `part-STEP.parquet`, whole or not at all. The first part is
+        written even if it has no rows, so that the table can always be read."""
+        if not self._pending and any(self.folder.glob("part-*.parquet")):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{step:012d}.parquet"

@@ -15,6 +15,7 @@ from agents.population import Population
 from agents.run_directory import RunDirectory
 from agents.runner import Runner, newest_state
 from agents.telemetry import Telemetry
+from analysis.readers import read_arms
 
 STEPS = 48
 SETTINGS = {
@@ -253,6 +254,34 @@ def test_a_run_that_was_killed_and_resumed_leaves_what_an_unbroken_one_does(run,
         assert scalars_of(path, name) == scalars_of(run, name)
         assert texts_of(path, name) == texts_of(run, name)
     assert len(events_of(path, "population").Tensors("custom_scalars__config__")) == 1
+
+
+def test_a_run_in_which_nothing_happened_has_a_table_of_events_without_rows(tmp_path):
+    trained(tmp_path / "run", warn_rank_fraction=None, warn_std_above=None, warn_kl=None)
+    events = pd.read_parquet(tmp_path / "run" / "records" / "events")
+    assert (len(events), events.columns[0]) == (0, "member")
+    [arm] = read_arms([str(tmp_path / "run")])
+    assert [member.halted for member in arm.members] == [None, None, None]
+
+
+def test_a_slow_first_iteration_is_not_taken_for_the_pace(tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr("agents.runner.monotonic", lambda: clock[0])
+
+    class Compiling(Population):
+        def advance(self):
+            clock[0] += 1.0 if self.iteration else 100.0
+            return super().advance()
+
+    trained(tmp_path / "run", Compiling, print_every=1e-9, warn_std_above=None)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "steps/seed" in line]
+    assert len(lines) == 7
+    for line in lines[:2]:
+        assert "warming up" in line
+        assert "left" not in line
+    assert [line.split(" left")[0][-7:] for line in lines[2:]] == [
+        f"0:00:0{seconds}" for seconds in (4, 3, 2, 1, 0)
+    ]
 
 
 def test_a_long_run_writes_its_records_ever_more_rarely_and_loses_none(tmp_path, monkeypatch):
