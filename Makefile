@@ -13,9 +13,10 @@ demo: $(INSTALLED)
 	$(BIN)/python train.py --config configs/demo.yaml --opt adam
 	$(BIN)/python train.py --config configs/demo.yaml --opt upgd
 	@echo
-	@echo "Both arms are in runs/. Look at them with:"
-	@echo "  $(BIN)/tensorboard --logdir runs    # then http://localhost:6006/#custom_scalars"
-	@echo "  $(BIN)/python evaluate.py compare runs/Hopper-v4-adam runs/Hopper-v4-upgd"
+	@echo "Both are in runs/. Look at them with:"
+	@echo "  source $(BIN)/activate       # in every new terminal"
+	@echo "  tensorboard --logdir runs       # open the address that it prints"
+	@echo "  python evaluate.py compare runs/Hopper-v4-adam runs/Hopper-v4-upgd"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import tyro
 
 from agents.flags import Count, Keywords, explain, parse_command
+from agents.shell import typed
 
 if TYPE_CHECKING:
     from agents.evaluation import Episodes, Policies
@@ -370,7 +371,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             score(parse_command(Scoring, argv, "evaluate.py", DESCRIPTION))
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0], "analysis")
-        print(f"This needs {error.name}: pip install 'upgd-ppo[{extra}]'.", file=sys.stderr)
+        print(
+            f"This needs {error.name}. In the checkout of upgd-ppo, run:\n"
+            f"  {typed('python')} -m pip install '.[{extra}]'",
+            file=sys.stderr,
+        )
         return 2
     except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"evaluate.py: error: {explain(error)}", file=sys.stderr)

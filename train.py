@@ -23,6 +23,7 @@ from agents.population import Population
 from agents.presets import find_preset, load_preset, preset_names
 from agents.run_directory import RunDirectory, check_fixed_settings, setting_changes
 from agents.runner import Outcome, Runner, newest_state
+from agents.shell import typed
 from envs.constructor import RENDERING
 from envs.tasks import TASKS
 
@@ -207,24 +208,30 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"train.py: error: The last checkpoint could not be written to {path}; those in"
             f" {runner.directory.checkpoints} are whole. Make room, then continue with:\n"
-            f"  train.py --resume {path}",
+            f"  {typed('python')} train.py --resume {path}",
             file=sys.stderr,
         )
         code = UNSAVED
     elif outcome is Outcome.FAILED:
         print(
             "train.py: error: The run cannot go on. Everything up to the iteration in which that"
-            f" happened is saved; continue with:\n  train.py --resume {path}",
+            " happened is saved; continue with:\n"
+            f"  {typed('python')} train.py --resume {path}",
             file=sys.stderr,
         )
         code = FAILED
     elif outcome is Outcome.INTERRUPTED:
-        print(f"Interrupted; everything is saved. Continue with:\n  train.py --resume {path}")
+        print(
+            "Interrupted; everything is saved. Continue with:\n"
+            f"  {typed('python')} train.py --resume {path}"
+        )
         code = INTERRUPTED
     else:
         print(
-            f"{outcome.value.capitalize()}. Look at it with:\n  tensorboard --logdir {path}\n"
-            "and open http://localhost:6006/#custom_scalars: everything on one page."
+            f"{outcome.value.capitalize()}. Look at it with:\n"
+            f"  {typed('tensorboard')} --logdir {path}\n"
+            "and open the address that it prints; the tab Custom Scalars has everything on one"
+            f" page. With --logdir {path.parent} the runs beside it are there, too."
         )
         code = 0
     runner.agent.close()

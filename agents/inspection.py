@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,14 +27,21 @@ HISTOGRAM_BINS = 30
 
 @dataclass(frozen=True)
 class PlasticityConfig:
-    """What is measured of each layer, and how often. The first iteration is always measured."""
+    """What is measured of each layer, how often, and how much of it TensorBoard shows.
+
+    The first and the last iteration are always measured.
+    """
 
     statistics_every: int = 10
     """Iterations between two measurements of every layer's statistics; 0 turns them off."""
     histograms_every: int = 50
-    """Iterations between two histograms of weights, activations and utilities; 0 for none."""
+    """Iterations between two histograms of weights, activations and utilities, which
+    --tensorboard full shows; 0 for none."""
     probe_every: int = 0
     """Iterations between two trainability probes, which are expensive; 0 for none."""
+    tensorboard: Literal["brief", "full"] = "brief"
+    """What TensorBoard shows: brief is some twenty curves a seed and the bands over seeds; full is
+    every statistic of every layer, and histograms. The records hold every statistic in any case."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class Inspector:
         initial: Tensor,
         previous: Tensor,
         gradient: Tensor,
+        is_last: bool = False,
     ) -> Inspection | None:
         """What is due after that iteration, or None.
 
@@ -99,11 +108,14 @@ class Inspector:
             initial: the flat parameters [S, D] at initialisation.
             previous: those before the iteration.
             gradient: [S, D], of the last minibatch before it was clipped.
+            is_last: whether it is the last iteration of the run, at which everything is due.
         """
         config = self.config
-        statistics = _due(config.statistics_every, iteration)
-        histograms = _due(config.histograms_every, iteration)
-        probe = _due(config.probe_every, iteration)
+        statistics = _due(config.statistics_every, iteration, is_last)
+        histograms = config.tensorboard == "full" and _due(
+            config.histograms_every, iteration, is_last
+        )
+        probe = _due(config.probe_every, iteration, is_last)
         if not (statistics or histograms or probe):
             return None
         observations = select_samples(observations, dim=1)
@@ -156,9 +168,10 @@ class Inspector:
         )
 
 
-def _due(every: int, iteration: int) -> bool:
-    """At the first iteration, so that every curve has its beginning, and regularly from there."""
-    return every > 0 and (iteration - 1) % every == 0
+def _due(every: int, iteration: int, is_last: bool) -> bool:
+    """At the first iteration, regularly from there, and at the last one, so that every curve has
+    its beginning and its end."""
+    return every > 0 and ((iteration - 1) % every == 0 or is_last)
 
 
 def _action_std(networks: ActorCritic, observations: Tensor) -> StatisticsTable:

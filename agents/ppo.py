@@ -146,6 +146,7 @@ class PPO:
             initial=self.initial_parameters,
             previous=self.previous_parameters,
             gradient=self._unclipped_gradient(),
+            is_last=self.iteration == self.num_iterations,
         )
 
     def _stds(self) -> Tensor:

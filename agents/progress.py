@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from time import monotonic
@@ -19,7 +20,7 @@ class Standing:
         steps: environment steps of each member so far.
         total_steps: environment steps of each member in the end.
         steps_per_second: of all members together.
-        seconds_left: estimated.
+        seconds_left: estimated; NaN in the first iteration, which compiles the kernels.
         mean_return: over the healthy members' latest episodes; NaN before the first.
         healthy: members that still learn.
         members: all members.
@@ -34,10 +35,13 @@ class Standing:
     members: int
 
     def __str__(self) -> str:
-        mean_return = "–" if self.mean_return != self.mean_return else f"{self.mean_return:.1f}"
+        mean_return = "–" if math.isnan(self.mean_return) else f"{self.mean_return:.1f}"
+        pace = "warming up"
+        if not math.isnan(self.seconds_left):
+            left = format_duration(self.seconds_left)
+            pace = f"{self.steps_per_second:,.0f} steps/s · {left} left"
         return (
-            f"{self.steps:,}/{self.total_steps:,} steps/seed · {self.steps_per_second:,.0f} steps/s"
-            f" · {format_duration(self.seconds_left)} left · return {mean_return}"
+            f"{self.steps:,}/{self.total_steps:,} steps/seed · {pace} · return {mean_return}"
             f" · {self.healthy}/{self.members} healthy"
         )
 

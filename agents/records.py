@@ -50,7 +50,7 @@ class RecordTable:
     """Rows of one table, gathered in memory and written as a part of the folder at each flush.
 
     Args:
-        folder: where the parts lie; made when the first part is written.
+        folder: where the parts lie; the first flush makes it.
         schema: the columns.
 
     Attributes:
@@ -76,12 +76,13 @@ class RecordTable:
 
     def flush(self, step: int, sync: bool = False) -> None:
         """Write the gathered rows as a new part, whole or not at all; no part is ever replaced.
+        The first part is written even if it has no rows, so that the table can always be read.
 
         Args:
             step: environment steps of each member so far; no row is of a later one.
             sync: see the names of all parts through to the disk.
         """
-        if self._pending:
+        if self._pending or not any(self.folder.glob("part-*.parquet")):
             make_folder(self.folder)
             table = pa.Table.from_batches(self._pending, self.schema)
             content = io.BytesIO()

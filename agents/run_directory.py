@@ -32,7 +32,7 @@ VERSIONS_FILE = "versions.json"
 HARMLESS_SETTINGS = frozenset(
     {
         *("steps", "out", "threads", "print_every", "checkpoint_every", "keep_checkpoints"),
-        *("probe_every", "histograms_every"),
+        *("probe_every", "histograms_every", "tensorboard"),
     }
 )
 """Settings that may change when a run is continued without changing its numbers."""

@@ -112,7 +112,8 @@ class Runner:
         if state:
             agent.load_state_dict(state["agent"])
             self.halted = state["halted"]
-        self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config), positions)
+        full = config.plasticity.tensorboard == "full"
+        self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config), positions, full)
         if state:
             for damage in self.telemetry.load_state_dict(state["telemetry"], agent.steps):
                 print(f"warning: {damage}", file=sys.stderr)
@@ -122,6 +123,7 @@ class Runner:
         self._iteration_seconds = math.inf
         self._steps_per_second = 0.0
         self._abandoned_iteration = False
+        self._timed_iterations = 0
         self._say: Callable[[str], None] = print
         self._hold()
 
@@ -200,8 +202,10 @@ class Runner:
         self._hold()
         self._iteration_seconds = monotonic() - start
         rate = (agent.steps - steps_before) * len(agent.seeds) / self._iteration_seconds
+        # The first one compiles the kernels: it says nothing of those that follow.
+        self._timed_iterations += 1
         self._steps_per_second = (
-            0.9 * self._steps_per_second + 0.1 * rate if self._steps_per_second else rate
+            0.9 * self._steps_per_second + 0.1 * rate if self._timed_iterations > 2 else rate
         )
         to_log = agent.iteration % self.config.logging.log_every == 0
         warnings = self.telemetry.record(report, agent.steps, agent.healthy, rate, to_log)
@@ -254,7 +258,6 @@ class Runner:
 
     def _write_status(self, state: str) -> None:
         standing = self._standing()
-        mean_return = standing.mean_return
         self.directory.write_status(
             {
                 "state": state,
@@ -263,8 +266,8 @@ class Runner:
                 "steps": standing.steps,
                 "total_steps": standing.total_steps,
                 "steps_per_second": round(standing.steps_per_second, 1),
-                "seconds_left": round(standing.seconds_left, 1),
-                "mean_return": mean_return if math.isfinite(mean_return) else None,
+                "seconds_left": _finite(round(standing.seconds_left, 1)),
+                "mean_return": _finite(standing.mean_return),
                 "healthy_members": standing.healthy,
                 "members": standing.members,
                 "halted": self.halted,
@@ -277,15 +280,15 @@ class Runner:
     def _standing(self) -> Standing:
         agent, steps = self.agent, self._steps
         total = self.config.num_iterations * self.config.steps_per_iteration
-        rate = self._steps_per_second
-        left = (total - steps) * len(agent.seeds) / rate if rate else 0.0
+        rate, remaining = self._steps_per_second, (total - steps) * len(agent.seeds)
+        left = remaining / rate if self._timed_iterations > 1 else math.nan
         returns = self.telemetry.mean_returns[agent.healthy]
         returns = returns[np.isfinite(returns)]
         return Standing(
             steps=steps,
             total_steps=total,
             steps_per_second=rate,
-            seconds_left=left,
+            seconds_left=left if remaining else 0.0,
             mean_return=float(returns.mean()) if len(returns) else float("nan"),
             healthy=int(agent.healthy.sum()),
             members=len(agent.seeds),
@@ -318,6 +321,11 @@ def newest_state(directory: RunDirectory) -> dict[str, Any]:
         f"{directory.path} has no checkpoint to continue from; start it anew with"
         f" --config {directory.path / 'config.yaml'}."
     )
+
+
+def _finite(value: float) -> float | None:
+    """A number for JSON, which knows no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def _thresholds(config: TrainConfig) -> Thresholds:

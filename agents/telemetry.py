@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from time import monotonic
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.dashboard import FIRST_BANDS, HIGHEST, LOWEST, MEAN, layout, plasticity_tag
+from agents.dashboard import (
+    FIRST_BANDS,
+    HEALTHY,
+    HIGHEST,
+    LOWEST,
+    MEAN,
+    RETURN_TAG,
+    bands,
+    layout,
+    network_statistics,
+    over_seeds,
+    plasticity_tag,
+)
 from agents.event_log import EventLog
 from agents.inspection import Inspection
 from agents.plasticity import EarlyWarning, EarlyWarningMonitor, Row, Thresholds
@@ -50,6 +62,7 @@ class Telemetry:
         seeds: the members' seeds.
         thresholds: where early warnings begin.
         positions: where each event file of a continued run was at its checkpoint.
+        full: whether TensorBoard shows every statistic of every layer; the records always do.
     """
 
     def __init__(
@@ -58,8 +71,10 @@ class Telemetry:
         seeds: list[int],
         thresholds: Thresholds | None = None,
         positions: dict[str, int] | None = None,
+        full: bool = False,
     ) -> None:
         self.seeds = seeds
+        self.full = full
         self.monitor = EarlyWarningMonitor(thresholds)
         self._has_layout = False
         self._begun = self._records_written = monotonic()
@@ -112,9 +127,8 @@ class Telemetry:
             self._record_statistics(report.scalars, step, healthy)
             self._log_scalars(report.scalars, step, healthy, fps)
         if not self._has_layout:
-            self._logs["population"].layout(
-                layout(report.inspection.table.keys if report.inspection else [])
-            )
+            keys = report.inspection.table.keys if report.inspection else []
+            self._logs["population"].layout(layout(bands(keys, self.full)))
             self._has_layout = True
         if report.inspection is not None:
             self._record_inspection(report.inspection, step, np.flatnonzero(healthy))
@@ -208,22 +222,25 @@ class Telemetry:
 
     def _record_inspection(self, inspection: Inspection, step: int, members: NDArray) -> None:
         table = inspection.table.of(members)
-        tags = [plasticity_tag(key) for key in table.keys]
         self.statistics.append(table.columns(step, members))
-        for member, values in zip(members, table.values, strict=True):
+        tags = [plasticity_tag(key) for key in table.keys]
+        every_layer = dict(zip(tags, table.values.T, strict=True))
+        shown = network_statistics(table) | (every_layer if self.full else {})
+        for position, member in enumerate(members):
             log = self._member_logs[member]
-            log.scalars(step, _finite(dict(zip(tags, values, strict=True))))
-            log.histograms(step, {k: bins[member] for k, bins in inspection.histograms.items()})
+            log.scalars(step, _finite({tag: values[position] for tag, values in shown.items()}))
+            if inspection.histograms:
+                log.histograms(step, {k: bins[member] for k, bins in inspection.histograms.items()})
 
-        columns = dict(zip(tags, table.values.T, strict=True))
-        means = {tag: _mean_of(values) for tag, values in columns.items()}
-        self._logs["population"].scalars(step, _finite(means) | _bands(columns))
+        banded = {tag for s in bands(table.keys, self.full).values() for tag in s.values()}
+        over = {tag: values for tag, values in every_layer.items() if tag in banded} | shown
+        self._logs["population"].scalars(step, _over_seeds(over, banded))
 
     def _log_scalars(
         self, scalars: Mapping[str, NDArray], step: int, healthy: NDArray, fps: float
     ) -> None:
         columns = {
-            "rollout/ep_rew_mean": self.mean_returns,
+            RETURN_TAG: self.mean_returns,
             "rollout/ep_len_mean": np.array([_mean(recent, 1) for recent in self._recent]),
             **{tag: sign * scalars[name] for name, (tag, sign) in SCALAR_TAGS.items()},
             "time/fps": np.full(len(self.seeds), fps / max(1, int(healthy.sum()))),
@@ -232,21 +249,20 @@ class Telemetry:
             values = {tag: column[member] for tag, column in columns.items()}
             self._member_logs[member].scalars(step, _finite(values))
 
-        columns["time/fps"] = np.full(len(self.seeds), fps)
-        summary = {tag: _mean_of(column[healthy]) for tag, column in columns.items()}
-        returns = np.sort(columns["rollout/ep_rew_mean"][healthy])
+        columns.pop("time/fps")
+        summary = _over_seeds(
+            {tag: column[healthy] for tag, column in columns.items()}, FIRST_BANDS.values()
+        )
+        returns = np.sort(columns[RETURN_TAG][healthy])
         returns = returns[np.isfinite(returns)]
         if len(returns):
-            cut = len(returns) // 4
-            summary |= {
-                "rollout/ep_rew_iqm": returns[cut : len(returns) - cut].mean(),
-                "rollout/ep_rew_std": returns.std(),
-                "rollout/ep_rew_min": returns[0],
-                "rollout/ep_rew_max": returns[-1],
-            }
-        summary["population/healthy_members"] = float(healthy.sum())
-        bands = _bands({tag: columns[tag][healthy] for tag in FIRST_BANDS.values()})
-        self._logs["population"].scalars(step, _finite(summary) | bands)
+            summary[over_seeds("std", RETURN_TAG)] = float(returns.std())
+            if cut := len(returns) // 4:
+                middle = returns[cut : len(returns) - cut]
+                summary[over_seeds("interquartile_mean", RETURN_TAG)] = float(middle.mean())
+        summary[over_seeds("sum", "time/fps")] = fps
+        summary[HEALTHY] = float(healthy.sum())
+        self._logs["population"].scalars(step, summary)
 
 
 def _watched_rows(report: IterationReport, step: int, members: NDArray) -> Iterator[Row]:
@@ -265,21 +281,18 @@ def _mean(recent: deque[tuple[float, int]], column: int) -> float:
     return sum(pair[column] for pair in recent) / len(recent) if recent else float("nan")
 
 
-def _mean_of(values: NDArray) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _bands(columns: Mapping[str, NDArray]) -> dict[str, float]:
-    """Mean, lowest and highest of the finite values under each tag, if there are any."""
-    bands = {}
+def _over_seeds(columns: Mapping[str, NDArray], banded: Collection[str]) -> dict[str, float]:
+    """The mean of the finite values under each tag, if there are any, and under those `banded` the
+    lowest and the highest, too."""
+    found = {}
     for tag, values in columns.items():
         values = values[np.isfinite(values)]
         if len(values):
-            bands[f"{MEAN}/{tag}"] = float(values.mean())
-            bands[f"{LOWEST}/{tag}"] = float(values.min())
-            bands[f"{HIGHEST}/{tag}"] = float(values.max())
-    return bands
+            found[over_seeds(MEAN, tag)] = float(values.mean())
+            if tag in banded:
+                found[over_seeds(LOWEST, tag)] = float(values.min())
+                found[over_seeds(HIGHEST, tag)] = float(values.max())
+    return found
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ BOOKKEEPING = frozenset(
     [
         *("seed", "seeds", "out", "device", "threads", "log_every", "print_every"),
         *("checkpoint_every", "keep_checkpoints"),
-        *("statistics_every", "histograms_every", "probe_every"),
+        *("statistics_every", "histograms_every", "probe_every", "tensorboard"),
         # CleanRL's
         *("exp_name", "torch_deterministic", "cuda", "track", "wandb_project_name"),
         *("wandb_entity", "capture_video", "save_model", "upload_model", "hf_entity"),

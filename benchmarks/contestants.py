@@ -25,6 +25,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from agents.cores import available_cores
+
 CORES = available_cores()
 PHYSICS_SIMULATIONS = 60
 RECORDED_STEPS = 300

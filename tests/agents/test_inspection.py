@@ -18,9 +18,9 @@ SMALL = {
     "steps": 48 * 4,
     "threads": 1,
 }
-ON = {"statistics_every": 1, "histograms_every": 1}
+ON = {"statistics_every": 1, "histograms_every": 1, "tensorboard": "full"}
 WITH_PROBE = {**ON, "probe_every": 1}
-ALL_OFF = dict.fromkeys(WITH_PROBE, 0)
+ALL_OFF = {"statistics_every": 0, "histograms_every": 0, "probe_every": 0}
 ONE_STEP = {"minibatches": 1, "epochs": 1, **ON}
 
 
@@ -159,17 +159,17 @@ def test_scaled_utilities_are_those_that_held_the_weights_back(target_kl):
     assert found["critic", "layer_1", "utility_max"] == pytest.approx(float(utility.max()))
 
 
-def test_each_measurement_has_a_cadence_of_its_own_and_starts_with_the_first_iteration():
+def test_each_measurement_has_a_cadence_of_its_own_from_the_first_iteration_to_the_last():
     cadence = {"statistics_every": 2, "histograms_every": 3, "probe_every": 4}
-    population = Population(config(**cadence))
+    population = Population(config(**cadence, tensorboard="full", steps=48 * 8))
     seen = []
-    for iteration in range(1, 7):
+    for iteration in range(1, 9):
         inspection = population.advance().inspection
         names = {name for _, _, name in inspection.table.keys} if inspection else set()
         seen.append("srank" in names)
-        assert ("trainability" in names) == (iteration in (1, 5))
-        assert bool(inspection and inspection.histograms) == (iteration in (1, 4))
-    assert seen == [True, False, True, False, True, False]
+        assert ("trainability" in names) == (iteration in (1, 5, 8))
+        assert bool(inspection and inspection.histograms) == (iteration in (1, 4, 7, 8))
+    assert seen == [True, False, True, False, True, False, True, True]
     assert Population(config(**ALL_OFF)).advance().inspection is None
 
 
