@@ -209,20 +209,19 @@ def test_a_halted_seed_stays_halted_whatever_is_changed_at_the_same_step(monkeyp
 
     monkeypatch.setattr(agents.ppo.PPO, "update", update)
     assert train.main([*TINY, "--no-anneal", "--out", "run"]) == 0
-    last = str(4 * ROLLOUT)
-    for coefficient in ("0.1", "0.15"):
+    for iterations, coefficient in ((5, "0.1"), (6, "0.15")):
         command = ["--resume", "run", "--accept-changes", "--clip-coef", coefficient]
-        assert train.main([*command, "--steps", last]) == 0
+        assert train.main([*command, "--steps", str(iterations * ROLLOUT)]) == 0
     rows = pd.read_parquet("run/records/events").query("kind != 'warning'")
     assert rows.kind.tolist() == ["halted", "changed", "changed"]
-    assert rows.step.tolist() == [4 * ROLLOUT] * 3
+    assert rows.step.tolist() == [4 * ROLLOUT, 4 * ROLLOUT, 5 * ROLLOUT]
     assert rows.seed.tolist()[0] == 2
 
 
 def test_a_run_killed_while_writing_leaves_records_that_can_be_read_and_nothing_else_for_long():
     killed = in_a_process(
         [*TINY, "--out", "run"],
-        kill_at(agents.whole_files.os, "replace", 2, True, "statistics/part-"),
+        kill_at(agents.whole_files.os, "replace", 3, True, "statistics/part-"),
     )
     assert finish(killed) == -signal.SIGKILL
     assert list(Path("run").rglob("*.partial"))
@@ -241,10 +240,16 @@ def test_what_is_missing_or_damaged_of_the_records_is_said_when_the_run_is_conti
     assert train.main(["--resume", "run"]) == 0
     assert "warning" not in capsys.readouterr().err
 
-    statistics = sorted(Path("run/records/statistics").iterdir())
-    rows = len(pd.read_parquet(statistics[0]))
-    statistics[0].unlink()
-    [episodes, *_] = sorted(Path("run/records/episodes").iterdir())
+    statistics, episodes = (
+        next(
+            part
+            for part in sorted(Path(f"run/records/{table}").iterdir())
+            if len(pd.read_parquet(part))
+        )
+        for table in ("statistics", "episodes")
+    )
+    rows = len(pd.read_parquet(statistics))
+    statistics.unlink()
     episodes.write_bytes(episodes.read_bytes()[:-10])
     log = Path("run/tensorboard/seed_1/events.out.tfevents.0")
     log.write_bytes(log.read_bytes()[:-100])

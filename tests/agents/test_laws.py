@@ -214,7 +214,7 @@ def test_the_death_of_a_worker_process_is_said():
         child.kill()
         child.join()
     assert children
-    with pytest.raises(RuntimeError, match=r"worker process died .* --resume"):
+    with pytest.raises(RuntimeError, match="worker process died"):
         advanced(population)
 
 

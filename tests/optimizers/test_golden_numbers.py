@@ -63,7 +63,7 @@ def replay(name: str, dtype: torch.dtype, members: bool = False):
 
 def test_every_optimizer_fixture_is_covered():
     files = {path.stem for path in FIXTURES.glob("*.npz")}
-    assert {name for name in files if not name.startswith("ppo_")} == set(CASES)
+    assert {name for name in files if "ppo_" not in name} == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)

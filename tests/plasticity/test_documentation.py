@@ -27,7 +27,7 @@ def test_every_statistic_is_explained():
         *plasticity.feature_statistics(torch.ones(4, 3), "tanh"),
         *plasticity.weight_statistics(weight, weight, weight, weight),
         *("weight_rank", "utility_mean", "utility_max", "protected_fraction", "effective_step"),
-        *("plasticity", "scaled_utility_q25"),
+        "scaled_utility_q25",
     }
     names |= {"trainability", "std_0"}
     explained = set(re.findall(r"`(\w+)`", PAGE))
