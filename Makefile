@@ -24,7 +24,9 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	mkdir -p build/typed && ln -sfn "$(CURDIR)" build/typed/upgd_ppo  # the root, by the package's name
+	cd build/typed && "$(CURDIR)/$(BIN)/mypy" --config-file ../../pyproject.toml
 
 # A venv without pip of its own would do; this one works on every Python ≥ 3.11.
 $(INSTALLED): pyproject.toml constraints.txt

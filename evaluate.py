@@ -20,14 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+if not __package__:  # run as a script: the package is this checkout
+    import checkout  # noqa: F401
+
 import tyro
 
-from agents.flags import Count, Keywords, explain, parse_command
-from agents.shell import typed
+from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.settings.flags import Count, Keywords, explain, parse_command
 
 if TYPE_CHECKING:
-    from agents.evaluation import Episodes, Policies
-    from analysis.scores import Score
+    from upgd_ppo.agents.playing import Episodes, Policies
+    from upgd_ppo.analysis.scores import Score
 
 DESCRIPTION = """Play every member of trained runs and say what each and the population is worth.
 
@@ -116,7 +119,7 @@ class Compare:
 
 def compare(arguments: Compare) -> None:
     """Write the report and print its verdicts."""
-    from analysis.readers import read_arms
+    from upgd_ppo.analysis.readers import read_arms
 
     arms = read_arms(list(arguments.arms), arguments.env)
     for arm in arms:
@@ -125,8 +128,8 @@ def compare(arguments: Compare) -> None:
     print()
 
     # Plotting takes seconds to import: not before the arms are known to be readable.
-    from analysis.report import PAGE, write_report
-    from analysis.verdict import suite_verdict, verdict
+    from upgd_ppo.analysis.report import PAGE, write_report
+    from upgd_ppo.analysis.verdict import suite_verdict, verdict
 
     study = write_report(
         arms,
@@ -160,12 +163,12 @@ def score(arguments: Scoring) -> None:
     wanted_renderer = os.environ.pop("MUJOCO_GL", None)
     from rich.console import Console
 
-    from agents.cores import available_cores
-    from agents.evaluation import evaluation_seeds, load_policies, make_env, play
-    from agents.evaluation.renderer import select_renderer
-    from agents.imports import import_environment
-    from analysis.folders import check_writable
-    from analysis.scores import check_destination, table, write_scores
+    from upgd_ppo.agents.command_line.imports import import_environment
+    from upgd_ppo.agents.machine.cores import available_cores
+    from upgd_ppo.agents.playing import evaluation_seeds, load_policies, make_env, play
+    from upgd_ppo.agents.playing.renderer import select_renderer
+    from upgd_ppo.analysis.folders import check_writable
+    from upgd_ppo.analysis.scores import check_destination, table, write_scores
 
     _check_scoring(arguments)
     if arguments.env is not None:
@@ -214,7 +217,7 @@ def score(arguments: Scoring) -> None:
 
 def _check_scoring(arguments: Scoring) -> None:
     """Refuse what would fail only after everything was played."""
-    from envs.constructor import RENDERING
+    from upgd_ppo.envs.gymnasium_task import RENDERING
 
     for name in ("episodes", "max_episode_steps"):
         value = getattr(arguments, name)
@@ -277,8 +280,8 @@ def _shown(title: str, playing: Iterator[Episodes]) -> Iterator[Episodes]:
 
 
 def _score(arguments: Scoring, policies: Policies, episodes: Episodes) -> Score:
-    from agents.evaluation.episodes import constructor_arguments
-    from analysis.scores import Score
+    from upgd_ppo.agents.playing.episodes import constructor_arguments
+    from upgd_ppo.analysis.scores import Score
 
     env_id = arguments.env or policies.env_id
     kind = "sampled" if arguments.stochastic else "mean"
@@ -319,8 +322,8 @@ def _own_folder(arguments: Scoring, policies: Policies) -> Path:
 
 def _film(arguments: Scoring, policies: Policies, score: Score) -> None:
     """Film a typical episode of the best, the median and the worst member."""
-    from agents.evaluation import make_env
-    from agents.evaluation.film import Shot, film
+    from upgd_ppo.agents.playing import make_env
+    from upgd_ppo.agents.playing.film import Shot, film
 
     shots = []
     for title, member in score.ranking():
@@ -353,7 +356,7 @@ def _film(arguments: Scoring, policies: Policies, score: Score) -> None:
 
 def _camera(arguments: Scoring, policies: Policies) -> dict[str, Any]:
     """The camera that follows the robot, unless another one is asked for."""
-    from envs.tasks import TASKS
+    from upgd_ppo.envs.tasks import TASKS
 
     asked_for = {"camera_id", "camera_name"} & arguments.env_kwargs.keys()
     native = (arguments.env or policies.env_id) in TASKS

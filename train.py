@@ -11,21 +11,24 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+if not __package__:  # run as a script: the package is this checkout
+    import checkout  # noqa: F401
+
 import torch
 import tyro
 
-from agents.config import TrainConfig
-from agents.flags import explain, flag, parse_command, typed_flags
-from agents.imports import import_environment, import_optimizer
-from agents.optimizers.registry import names
-from agents.output import forgiving_output
-from agents.population import Population
-from agents.presets import find_preset, load_preset, preset_names
-from agents.run_directory import RunDirectory, check_fixed_settings, setting_changes
-from agents.runner import Outcome, Runner, newest_state
-from agents.shell import typed
-from envs.constructor import RENDERING
-from envs.tasks import TASKS
+from upgd_ppo.agents.command_line.imports import import_environment, import_optimizer
+from upgd_ppo.agents.command_line.output import forgiving_output
+from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.optimizers.registry import names
+from upgd_ppo.agents.population.population import Population
+from upgd_ppo.agents.runs.run_directory import RunDirectory, check_fixed_settings, setting_changes
+from upgd_ppo.agents.runs.runner import Outcome, Runner, newest_state
+from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.agents.settings.flags import explain, flag, parse_command, typed_flags
+from upgd_ppo.agents.settings.presets import find_preset, load_preset, preset_names
+from upgd_ppo.envs.gymnasium_task import RENDERING
+from upgd_ppo.envs.tasks import TASKS
 
 USAGE_ERROR = 2
 FAILED = 70
@@ -107,7 +110,7 @@ def parse(arguments: list[str]) -> Command:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     command.settings.check()
-    # What a preset or a run names is never imported: see `agents.imports`.
+    # What a preset or a run names is never imported: see `upgd_ppo.agents.command_line.imports`.
     if command.run.env in typed.get("env", []):
         import_environment(command.run.env)
     if command.run.opt in typed.get("opt", []):

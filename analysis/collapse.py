@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.stats import norm
 
-from analysis.arm import Episodes
+from upgd_ppo.analysis.arm import Episodes
 
 BINS = 100
 WINDOW = 5

@@ -8,8 +8,8 @@ from math import nan
 import numpy as np
 from scipy.stats import fisher_exact
 
-from analysis.arm import Arm, InputError, StatisticKey
-from analysis.collapse import (
+from upgd_ppo.analysis.arm import Arm, InputError, StatisticKey
+from upgd_ppo.analysis.collapse import (
     BINS,
     HALTED,
     HIGHEST,
@@ -20,7 +20,7 @@ from analysis.collapse import (
     bin_returns,
     measure,
 )
-from analysis.intervals import (
+from upgd_ppo.analysis.intervals import (
     Improvement,
     Interval,
     Statistic,
@@ -32,8 +32,8 @@ from analysis.intervals import (
     pointwise_band,
     probability_of_improvement,
 )
-from analysis.settings import setting_differences
-from analysis.survival import Survival, kaplan_meier, log_rank
+from upgd_ppo.analysis.setting_differences import setting_differences
+from upgd_ppo.analysis.survival import Survival, kaplan_meier, log_rank
 
 MEASURES = ("final", "peak", "retained", "time_below", "area")
 """What is aggregated over seeds as mean and interquartile mean."""

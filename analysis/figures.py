@@ -18,10 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.arm import StatisticKey
-from analysis.collapse import BINS, HALTED, THRESHOLD
-from analysis.comparison import ArmResult, Band, EnvironmentResult, averaged
-from analysis.intervals import interval, pointwise_band
+from upgd_ppo.analysis.arm import StatisticKey
+from upgd_ppo.analysis.collapse import BINS, HALTED, THRESHOLD
+from upgd_ppo.analysis.comparison import ArmResult, Band, EnvironmentResult, averaged
+from upgd_ppo.analysis.intervals import interval, pointwise_band
 
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from analysis.arm import InputError
+from upgd_ppo.analysis.arm import InputError
 
 
 def check_writable(path: Path) -> None:

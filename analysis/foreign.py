@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.util import tensor_util
 
-from analysis.arm import Arm, Episodes, InputError, Member
+from upgd_ppo.analysis.arm import Arm, Episodes, InputError, Member
 
 CLEANRL, SB3 = "charts/episodic_return", "rollout/ep_rew_mean"
 SOURCES = {CLEANRL: "CleanRL TensorBoard", SB3: "Stable-Baselines3 TensorBoard"}

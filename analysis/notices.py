@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from analysis.arm import Arm
-from analysis.collapse import BINS, NEVER_LEARNED, STANDARD_ERRORS, TOO_FEW
-from analysis.comparison import ArmResult, EnvironmentResult
-from analysis.settings import setting_differences, version_differences
+from upgd_ppo.analysis.arm import Arm
+from upgd_ppo.analysis.collapse import BINS, NEVER_LEARNED, STANDARD_ERRORS, TOO_FEW
+from upgd_ppo.analysis.comparison import ArmResult, EnvironmentResult
+from upgd_ppo.analysis.setting_differences import setting_differences, version_differences
 
 
 def notices(result: EnvironmentResult) -> Iterator[str]:

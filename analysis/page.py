@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis.collapse import THRESHOLD, TOO_FEW
-from analysis.comparison import Study
-from analysis.early_warnings import summarize
-from analysis.intervals import Interval
-from analysis.notices import notices
-from analysis.verdict import BETTER, suite_verdict, verdict
+from upgd_ppo.analysis.collapse import THRESHOLD, TOO_FEW
+from upgd_ppo.analysis.comparison import Study
+from upgd_ppo.analysis.intervals import Interval
+from upgd_ppo.analysis.notices import notices
+from upgd_ppo.analysis.verdict import BETTER, suite_verdict, verdict
+from upgd_ppo.analysis.warning_counts import summarize
 
 TEMPLATE = "report.html.j2"
 

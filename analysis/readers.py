@@ -4,9 +4,9 @@ import dataclasses
 import difflib
 from pathlib import Path
 
-from analysis.arm import Arm, InputError
-from analysis.foreign import event_folders, is_foreign, monitor_files, read_logs
-from analysis.records import is_run_directory, is_whole_run, read_run, runs_below
+from upgd_ppo.analysis.arm import Arm, InputError
+from upgd_ppo.analysis.foreign import event_folders, is_foreign, monitor_files, read_logs
+from upgd_ppo.analysis.run_records import is_run_directory, is_whole_run, read_run, runs_below
 
 
 def read_arm(text: str, environment: str | None = None) -> Arm:

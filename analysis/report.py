@@ -8,13 +8,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from analysis.arm import Arm, InputError
-from analysis.collapse import BINS, FEWEST_BINS, TOO_FEW
-from analysis.comparison import PRIMARY, Study, compare
-from analysis.figures import figures
-from analysis.folders import appearing_whole
-from analysis.page import Picture, page
-from analysis.tables import tables
+from upgd_ppo.analysis.arm import Arm, InputError
+from upgd_ppo.analysis.collapse import BINS, FEWEST_BINS, TOO_FEW
+from upgd_ppo.analysis.comparison import PRIMARY, Study, compare
+from upgd_ppo.analysis.figures import figures
+from upgd_ppo.analysis.folders import appearing_whole
+from upgd_ppo.analysis.page import Picture, page
+from upgd_ppo.analysis.tables import tables
 
 PAGE = "report.html"
 CONTENTS = {PAGE, "figures", "data"}

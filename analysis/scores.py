@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from analysis.folders import appearing_whole, check_writable
-from analysis.intervals import Interval, interval
+from upgd_ppo.analysis.folders import appearing_whole, check_writable
+from upgd_ppo.analysis.intervals import Interval, interval
 
 SCORES_FILE, MEMBERS_FILE, EPISODES_FILE = "scores.json", "members.csv", "episodes.csv"
 

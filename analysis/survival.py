@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.intervals import LEVEL
+from upgd_ppo.analysis.intervals import LEVEL
 
 
 @dataclass(frozen=True)

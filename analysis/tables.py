@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.collapse import BINS, Collapse, smooth
-from analysis.comparison import PairResult, Study
-from analysis.early_warnings import crossings
-from analysis.intervals import Interval
+from upgd_ppo.analysis.collapse import BINS, Collapse, smooth
+from upgd_ppo.analysis.comparison import PairResult, Study
+from upgd_ppo.analysis.intervals import Interval
+from upgd_ppo.analysis.warning_counts import crossings
 
 
 def tables(study: Study) -> dict[str, pd.DataFrame]:

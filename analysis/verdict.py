@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from scipy.stats import norm
 
-from analysis.collapse import WARM_UP
-from analysis.comparison import ArmResult, EnvironmentResult, PairResult, Study
-from analysis.intervals import Improvement, Interval, smallest_detectable
+from upgd_ppo.analysis.collapse import WARM_UP
+from upgd_ppo.analysis.comparison import ArmResult, EnvironmentResult, PairResult, Study
+from upgd_ppo.analysis.intervals import Improvement, Interval, smallest_detectable
 
 SIGNIFICANCE = 0.05
 FEW_SEEDS = 10

@@ -25,7 +25,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from agents.cores import available_cores
+import checkout  # noqa: F401  # isort: split
+from upgd_ppo.agents.machine.cores import available_cores
 
 CORES = available_cores()
 PHYSICS_SIMULATIONS = 60
@@ -109,7 +110,7 @@ def physics(env_id: str, threads: int = CORES) -> Iterator[Measure]:
     episodes ending and beginning, once more without it."""
     import numpy as np
 
-    import envs
+    from upgd_ppo import envs
 
     env = envs.make(env_id, PHYSICS_SIMULATIONS, threads=threads).unwrapped
     env.reset(seed=1)
@@ -136,7 +137,7 @@ def environment(env_id: str, threads: int = CORES) -> Iterator[Measure]:
     """Our environment with task logic, resets and normalisation, under random actions."""
     import numpy as np
 
-    import envs
+    from upgd_ppo import envs
 
     env = envs.make(env_id, PHYSICS_SIMULATIONS, threads=threads, task_infos=False)
     env = envs.NormalizeObservation(env, PHYSICS_SIMULATIONS)
@@ -166,15 +167,15 @@ def training(
     from memory import megabytes_of
     from phases import PhaseTimers
 
-    import agents.population
-    from agents.config import TrainConfig
-    from agents.run_directory import RunDirectory
-    from agents.runner import Runner
-    from agents.stopping import StopSignals
+    import upgd_ppo.agents.population.population
+    from upgd_ppo.agents.runs.run_directory import RunDirectory
+    from upgd_ppo.agents.runs.runner import Runner
+    from upgd_ppo.agents.runs.stopping import StopSignals
+    from upgd_ppo.agents.settings.config import TrainConfig
 
     default = TrainConfig()
     timers = PhaseTimers() if by_phase else PhaseTimers(only={"statistics"})
-    lookahead = agents.population.LOOKAHEAD
+    lookahead = upgd_ppo.agents.population.population.LOOKAHEAD
     with tempfile.TemporaryDirectory() as folder:
         config = default.with_flat(
             {
@@ -190,12 +191,12 @@ def training(
                 "out": Path(folder, "run"),
             }
         )
-        population = agents.population.Population(config)
+        population = upgd_ppo.agents.population.population.Population(config)
         runner = Runner(config, population, RunDirectory.create(config))
         signals = StopSignals()
 
         def advance(ahead: int) -> float:
-            agents.population.LOOKAHEAD = ahead
+            upgd_ppo.agents.population.population.LOOKAHEAD = ahead
             start = time.perf_counter()
             runner._advance(signals)
             return time.perf_counter() - start

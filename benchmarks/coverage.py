@@ -20,9 +20,11 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from analysis import collapse
-from analysis.comparison import COMPARED, equal_fractions, improvement_in
-from analysis.intervals import (
+
+import checkout  # noqa: F401  # isort: split
+from upgd_ppo.analysis import collapse
+from upgd_ppo.analysis.comparison import COMPARED, equal_fractions, improvement_in
+from upgd_ppo.analysis.intervals import (
     LEVEL,
     Improvement,
     fraction,
@@ -33,8 +35,8 @@ from analysis.intervals import (
     mean,
     newcombe,
 )
-from analysis.survival import log_rank
-from analysis.verdict import SIGNIFICANCE, is_supported
+from upgd_ppo.analysis.survival import log_rank
+from upgd_ppo.analysis.verdict import SIGNIFICANCE, is_supported
 
 ROOT = Path(__file__).parents[1]
 SEED = 2024

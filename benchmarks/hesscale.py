@@ -19,7 +19,9 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from agents.optimizers import hesscale
+
+import checkout  # noqa: F401  # isort: split
+from upgd_ppo import hesscale
 
 SEEDS = 5
 LOSS = nn.CrossEntropyLoss()

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from agents.optimizers import AdaptiveUPGD
+
+import checkout  # noqa: F401  # isort: split
+from upgd_ppo import AdaptiveUPGD
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MEMBERS = 16

@@ -7,17 +7,17 @@ from collections import defaultdict
 from time import perf_counter
 from typing import Any
 
-import agents.ppo
-from agents.collector import Collector
-from agents.networks import StackedMLP
-from agents.optimizers import block_optimizer
-from agents.optimizers.population import PopulationOptimizer
-from agents.ppo import PPO
-from agents.runner import Runner
-from agents.telemetry import Telemetry
-from envs.batched_mujoco import BatchedMujocoEnv
-from envs.normalization import NormalizeObservation, NormalizeReward
-from envs.simulation import Simulation
+import upgd_ppo.agents.learners.ppo
+from upgd_ppo.agents.learners.collector import Collector
+from upgd_ppo.agents.learners.ppo import PPO
+from upgd_ppo.agents.networks.stacked_mlp import StackedMLP
+from upgd_ppo.agents.optimizers import tiled_optimizer as block_optimizer
+from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
+from upgd_ppo.agents.runs.runner import Runner
+from upgd_ppo.agents.runs.telemetry import Telemetry
+from upgd_ppo.envs.batched_mujoco import BatchedMujocoEnv
+from upgd_ppo.envs.normalization import NormalizeObservation, NormalizeReward
+from upgd_ppo.envs.simulation import Simulation
 
 PHASES: list[tuple[str, Any, str]] = [
     ("physics", Simulation, "step"),
@@ -29,7 +29,7 @@ PHASES: list[tuple[str, Any, str]] = [
     ("evaluation", Collector, "_evaluate_rollout"),
     ("advantages", PPO, "estimate_advantages"),
     ("minibatches", PPO, "update"),
-    ("gradient", agents.ppo, "compute_gradient"),
+    ("gradient", upgd_ppo.agents.learners.ppo, "compute_gradient"),
     ("optimizer", PopulationOptimizer, "step"),
     ("noise", block_optimizer, "fill_with_noise"),
     ("statistics", PPO, "inspect"),

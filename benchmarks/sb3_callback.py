@@ -26,7 +26,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents.sb3 import PlasticityCallback
+import checkout  # noqa: F401  # isort: split
+from upgd_ppo.sb3 import PlasticityCallback
 
 ROUND = 10_240
 """Steps of a round: five rollouts, as many as pass between two measurements."""

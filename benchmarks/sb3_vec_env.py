@@ -24,7 +24,8 @@ import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from agents.sb3 import BatchedMujocoVecEnv
+import checkout  # noqa: F401  # isort: split
+from upgd_ppo.sb3 import BatchedMujocoVecEnv
 
 
 def steps_per_second(env: VecEnv, seconds: float) -> float:

@@ -79,14 +79,14 @@ def measure(options: Options) -> dict[str, list[float]]:
 
 FIRST_STEP = """
 import os, sys, time
-import agents.collector
+import upgd_ppo.agents.learners.collector
 
 def first_step(self):
     print(time.time(), flush=True)
     os._exit(0)
 
-agents.collector.Collector.collect = first_step
-import train
+upgd_ppo.agents.learners.collector.Collector.collect = first_step
+from upgd_ppo import train
 train.main(sys.argv[1:])
 """
 

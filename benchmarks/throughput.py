@@ -94,7 +94,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print, write."""
-    from agents.run_directory import versions
+    from upgd_ppo.agents.runs.run_directory import versions
 
     options = tyro.cli(Options, description=__doc__)
     machine = versions()

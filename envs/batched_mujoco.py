@@ -12,10 +12,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.constructor import construct
-from envs.simulation import FloatArray, Simulation
-from envs.tasks import TASKS
-from envs.tasks.base import Infos
+from upgd_ppo.envs.gymnasium_task import construct
+from upgd_ppo.envs.simulation import FloatArray, Simulation
+from upgd_ppo.envs.tasks import TASKS
+from upgd_ppo.envs.tasks.base import Infos
 
 Mask = NDArray[np.bool_]
 Step = tuple[FloatArray, FloatArray, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
@@ -38,7 +38,7 @@ class BatchedMujocoEnv(VectorEnv[FloatArray, NDArray[Any], NDArray[Any]]):
     observation stay as they were and the reward is NaN.
 
     Args:
-        task: a key of `envs.tasks.TASKS`, such as "Ant-v4".
+        task: a key of `upgd_ppo.envs.tasks.TASKS`, such as "Ant-v4".
         num_envs: number of sub-environments.
         threads: native threads that share the physics.
         max_episode_steps: time limit; None is the registered one, -1 is none.

@@ -10,8 +10,8 @@ from functools import partial
 
 import gymnasium
 
-from envs.batched_mujoco import BatchedMujocoEnv
-from envs.tasks import TASKS
+from upgd_ppo.envs.batched_mujoco import BatchedMujocoEnv
+from upgd_ppo.envs.tasks import TASKS
 
 
 def fill_vector_entry_points() -> None:

@@ -14,10 +14,10 @@ from gymnasium.wrappers import TransformObservation
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 
-from envs.batched_mujoco import BatchedMujocoEnv
-from envs.constructor import check_arguments
-from envs.containment import ContainedEnv
-from envs.tasks import TASKS
+from upgd_ppo.envs.batched_mujoco import BatchedMujocoEnv
+from upgd_ppo.envs.containment import ContainedEnv
+from upgd_ppo.envs.gymnasium_task import check_arguments
+from upgd_ppo.envs.tasks import TASKS
 
 
 def make(

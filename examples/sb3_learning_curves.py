@@ -23,7 +23,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from agents.sb3 import PlasticityCallback
+import checkout  # noqa: F401  # isort: split
+from upgd_ppo.sb3 import PlasticityCallback
 
 POLICIES = {"adam": "MlpPolicy", "upgd": "UPGDPolicy"}
 

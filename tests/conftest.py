@@ -7,7 +7,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
-from agents import compiled
+import checkout  # noqa: F401  # isort: split
+from upgd_ppo.agents.kernels import switch as compiled
 
 
 def pytest_configure(config):

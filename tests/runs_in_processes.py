@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train
-from agents.checkpoint import checkpoints, load_checkpoint
+from upgd_ppo import train
+from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SEEDS, ITERATIONS, ROLLOUT = 2, 24, 64

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import evaluate
-import train
-from agents import config, flags
-from agents.config import TrainConfig
-from agents.cores import available_cores
-from agents.presets import load_preset
-from agents.run_directory import RunDirectory
-from analysis.scores import check_destination
+from upgd_ppo import evaluate, train
+from upgd_ppo.agents.machine.cores import available_cores
+from upgd_ppo.agents.runs.run_directory import RunDirectory
+from upgd_ppo.agents.settings import config, flags
+from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.agents.settings.presets import load_preset
+from upgd_ppo.analysis.scores import check_destination
 
 ROOT = Path(__file__).parent.parent
 QUICK = [
@@ -356,8 +355,8 @@ def test_where_scores_and_films_cannot_go_is_said_before_anything_is_played(
 ):
     Path("file").touch()
     Path("folder.mp4").mkdir()
-    monkeypatch.setattr("agents.evaluation.play", None)
-    monkeypatch.setattr("agents.evaluation.renderer.select_renderer", None)
+    monkeypatch.setattr("upgd_ppo.agents.playing.play", None)
+    monkeypatch.setattr("upgd_ppo.agents.playing.renderer.select_renderer", None)
     before = contents(run)
     assert words in refused(capsys, evaluate.main, run, *arguments.split())
     assert contents(run) == before
@@ -382,7 +381,7 @@ def test_cores_are_counted_where_the_system_does_not_bind_processes(monkeypatch)
 def test_without_fcntl_everything_is_imported(monkeypatch):
     import importlib
 
-    from agents import run_directory
+    from upgd_ppo.agents.runs import run_directory
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
     try:

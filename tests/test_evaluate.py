@@ -14,13 +14,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import evaluate
-import train
-from agents.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from agents.evaluation import load_policies, make_env, play
-from agents.evaluation.policies import ROWS
-from agents.networks import ActorCritic
-from analysis.scores import Score
+from upgd_ppo import evaluate, train
+from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.playing import load_policies, make_env, play
+from upgd_ppo.agents.playing.policies import ROWS
+from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from upgd_ppo.analysis.scores import Score
 
 ROOT = Path(__file__).parent.parent
 QUICK = [
@@ -182,7 +181,7 @@ def test_halted_members_are_marked_and_the_rest_is_scored_apart(copy, capsys):
 
 
 def test_an_sb3_model_scores_like_the_member_it_was_exported_from(run, tmp_path):
-    from agents.sb3 import export_sb3
+    from upgd_ppo.agents.sb3 import export_sb3
 
     model, _ = export_sb3(run, 1, tmp_path / "hopper.zip")
     _, expected = scored(tmp_path / "run", run, "--episodes", 3)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import evaluate
-import train
+from upgd_ppo import evaluate, train
 
 QUICK = [
     *("--rollout-steps", "64", "--steps", "64", "--minibatches", "4", "--epochs", "1"),
@@ -125,7 +124,7 @@ def test_scoring_a_run_does_not_need_its_optimizer(marker, run):
 
 
 def test_a_saved_model_imports_nothing(marker, run, capsys):
-    sb3 = pytest.importorskip("agents.sb3")
+    sb3 = pytest.importorskip("upgd_ppo.agents.sb3")
     model, _ = sb3.export_sb3(run, 0, "model.zip")
     for env_id in ("evilmod:Hopper-v4", "this:Hopper-v4"):
         sys.modules.pop("this", None)

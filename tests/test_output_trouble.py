@@ -13,17 +13,17 @@ import pytest
 from runs_in_processes import BASE, ROLLOUT, ROOT, finish, in_a_process, kill_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import agents.checkpoint
-import agents.ppo
-import agents.runner
-import agents.whole_files
-import train
-from agents.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from agents.event_log import EventLog
-from agents.output import forgiving_output
-from agents.records import EVENTS, RecordTable
-from agents.run_directory import RunDirectory
-from agents.runner import newest_state
+import upgd_ppo.agents.learners.ppo
+import upgd_ppo.agents.machine.whole_files
+import upgd_ppo.agents.runs.checkpoint
+import upgd_ppo.agents.runs.runner
+from upgd_ppo import train
+from upgd_ppo.agents.command_line.output import forgiving_output
+from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from upgd_ppo.agents.runs.event_log import EventLog
+from upgd_ppo.agents.runs.records import EVENTS, RecordTable
+from upgd_ppo.agents.runs.run_directory import RunDirectory
+from upgd_ppo.agents.runs.runner import newest_state
 
 TINY = [*BASE, "--env", "Hopper-v4", "--opt", "adam", "--threads", "1", "--steps", str(4 * ROLLOUT)]
 LONG = [*TINY, "--threads", "2", "--steps", "1e6", "--print-every", "0.01"]
@@ -123,7 +123,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing_and_takes_nothing(
 
 def test_a_disk_that_was_full_from_the_start_is_said_even_in_the_first_iteration(capfd):
     def full_disk():
-        run, advance = agents.runner.Runner.run, agents.ppo.PPO.advance
+        run, advance = (
+            upgd_ppo.agents.runs.runner.Runner.run,
+            upgd_ppo.agents.learners.ppo.PPO.advance,
+        )
 
         def full(descriptor):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -137,7 +140,10 @@ def test_a_disk_that_was_full_from_the_start_is_said_even_in_the_first_iteration
             os.kill(os.getpid(), signal.SIGTERM)
             return report
 
-        agents.runner.Runner.run, agents.ppo.PPO.advance = run_on_a_full_disk, signalled
+        upgd_ppo.agents.runs.runner.Runner.run, upgd_ppo.agents.learners.ppo.PPO.advance = (
+            run_on_a_full_disk,
+            signalled,
+        )
 
     assert finish(in_a_process([*TINY, "--out", "run"], full_disk)) == 74
     output = capfd.readouterr()
@@ -200,14 +206,14 @@ def test_no_part_of_the_records_is_ever_replaced_and_they_stay_in_order(tmp_path
 
 
 def test_a_halted_seed_stays_halted_whatever_is_changed_at_the_same_step(monkeypatch):
-    original = agents.ppo.PPO.update
+    original = upgd_ppo.agents.learners.ppo.PPO.update
 
     def update(self, *arguments, **keywords):
         if self.iteration == 3:
             self.networks.parameters.data[1] = float("nan")
         return original(self, *arguments, **keywords)
 
-    monkeypatch.setattr(agents.ppo.PPO, "update", update)
+    monkeypatch.setattr(upgd_ppo.agents.learners.ppo.PPO, "update", update)
     assert train.main([*TINY, "--no-anneal", "--out", "run"]) == 0
     for iterations, coefficient in ((5, "0.1"), (6, "0.15")):
         command = ["--resume", "run", "--accept-changes", "--clip-coef", coefficient]
@@ -221,7 +227,7 @@ def test_a_halted_seed_stays_halted_whatever_is_changed_at_the_same_step(monkeyp
 def test_a_run_killed_while_writing_leaves_records_that_can_be_read_and_nothing_else_for_long():
     killed = in_a_process(
         [*TINY, "--out", "run"],
-        kill_at(agents.whole_files.os, "replace", 3, True, "statistics/part-"),
+        kill_at(upgd_ppo.agents.machine.whole_files.os, "replace", 3, True, "statistics/part-"),
     )
     assert finish(killed) == -signal.SIGKILL
     assert list(Path("run").rglob("*.partial"))

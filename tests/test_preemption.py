@@ -29,17 +29,17 @@ from runs_in_processes import (
     wait_until,
 )
 
-import agents.checkpoint
-import agents.collector
-import agents.event_log
-import agents.ppo
-import agents.records
-import agents.runner
-import agents.stopping
-import agents.telemetry
-import agents.whole_files
-import train
-from agents.checkpoint import checkpoints, load_checkpoint
+import upgd_ppo.agents.learners.collector
+import upgd_ppo.agents.learners.ppo
+import upgd_ppo.agents.machine.whole_files
+import upgd_ppo.agents.runs.checkpoint
+import upgd_ppo.agents.runs.event_log
+import upgd_ppo.agents.runs.records
+import upgd_ppo.agents.runs.runner
+import upgd_ppo.agents.runs.stopping
+import upgd_ppo.agents.runs.telemetry
+from upgd_ppo import train
+from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -50,13 +50,20 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
 
 
 KILL_POINTS = [
-    ("a step of the rollout", agents.collector.Collector, "_by_env", 150, True),
-    ("an update", agents.ppo, "compute_gradient", 30, True),
-    ("a checkpoint before it has its name", agents.whole_files.os, "replace", 3, True, "step-"),
-    ("the dropping of old checkpoints", agents.checkpoint, "checkpoints", 3, True),
-    ("the writing of records", agents.records.pq, "write_table", 2, False),
-    ("the writing of records", agents.whole_files.os, "replace", 2, True, "part-"),
-    ("the writing of events", agents.event_log.os, "fsync", 19, True),
+    ("a step of the rollout", upgd_ppo.agents.learners.collector.Collector, "_by_env", 150, True),
+    ("an update", upgd_ppo.agents.learners.ppo, "compute_gradient", 30, True),
+    (
+        "a checkpoint before it has its name",
+        upgd_ppo.agents.machine.whole_files.os,
+        "replace",
+        3,
+        True,
+        "step-",
+    ),
+    ("the dropping of old checkpoints", upgd_ppo.agents.runs.checkpoint, "checkpoints", 3, True),
+    ("the writing of records", upgd_ppo.agents.runs.records.pq, "write_table", 2, False),
+    ("the writing of records", upgd_ppo.agents.machine.whole_files.os, "replace", 2, True, "part-"),
+    ("the writing of events", upgd_ppo.agents.runs.event_log.os, "fsync", 19, True),
 ]
 
 
@@ -99,7 +106,9 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not():
 
 def test_where_an_environment_cannot_be_restored_it_is_said_and_its_episode_begins_anew(capfd):
     arguments = [*BASE, "--env", "Pendulum-v1", "--opt", "adam", "--out", "run"]
-    finish(in_a_process(arguments, kill_at(agents.ppo, "compute_gradient", 40, True)))
+    finish(
+        in_a_process(arguments, kill_at(upgd_ppo.agents.learners.ppo, "compute_gradient", 40, True))
+    )
     assert "cannot save its state exactly" in capfd.readouterr().out
     assert finish(in_a_process(["--resume", "run"])) == 0
     episodes = pd.read_parquet("run/records/episodes")
@@ -205,14 +214,14 @@ def test_an_iteration_with_long_to_go_is_not_waited_for():
     assert finish(in_a_process([*command, "--steps", "256"])) == 0
 
     def slow_updates():
-        original = agents.ppo.PPO.update
+        original = upgd_ppo.agents.learners.ppo.PPO.update
 
         def update(self, *arguments, **keywords):
             Path("updating").touch()
             time.sleep(60)
             return original(self, *arguments, **keywords)
 
-        agents.ppo.PPO.update = update
+        upgd_ppo.agents.learners.ppo.PPO.update = update
 
     process = in_a_process(["--resume", "run", "--steps", "1e6"], slow_updates)
     while not Path("updating").exists():
@@ -226,14 +235,14 @@ def test_an_iteration_with_long_to_go_is_not_waited_for():
 
 def test_what_is_said_of_an_abandoned_iteration_is_what_is_saved():
     def signalled_at_the_end_of_the_first_iteration():
-        original = agents.ppo.PPO.advance
+        original = upgd_ppo.agents.learners.ppo.PPO.advance
 
         def advance(self):
             report = original(self)
             os.kill(os.getpid(), signal.SIGTERM)
             return report
 
-        agents.ppo.PPO.advance = advance
+        upgd_ppo.agents.learners.ppo.PPO.advance = advance
 
     command = [*BASE, "--env", "Hopper-v4", "--steps", "1e6", "--out", "run"]
     assert finish(in_a_process(command, signalled_at_the_end_of_the_first_iteration)) == 75
@@ -247,8 +256,8 @@ def hang(where):
     in it; `where` tells from the process id and that of the run whether it is to hang."""
 
     def prepare():
-        agents.stopping.PATIENCE_SECONDS = 1.0
-        original, run = agents.ppo.PPO.update, os.getpid()
+        upgd_ppo.agents.runs.stopping.PATIENCE_SECONDS = 1.0
+        original, run = upgd_ppo.agents.learners.ppo.PPO.update, os.getpid()
 
         def update(self, *arguments, **keywords):
             if self.iteration == 2 and where(os.getpid(), run):
@@ -259,7 +268,7 @@ def hang(where):
                     time.sleep(3600)
             return original(self, *arguments, **keywords)
 
-        agents.ppo.PPO.update = update
+        upgd_ppo.agents.learners.ppo.PPO.update = update
 
     return prepare
 
@@ -280,7 +289,7 @@ def test_a_run_whose_iteration_hangs_is_saved_all_the_same(where):
 
 def test_a_run_with_a_stopped_worker_is_saved_all_the_same():
     def impatient():
-        agents.stopping.PATIENCE_SECONDS = 1.0
+        upgd_ppo.agents.runs.stopping.PATIENCE_SECONDS = 1.0
 
     process = in_a_process(ENDLESS, impatient)
     wait_until(lambda: len(checkpoints(Path("run/checkpoints"))) > 1, process)
@@ -299,7 +308,7 @@ def test_a_second_signal_kills_at_once_and_leaves_no_worker(stopped):
             Path("saving").touch()
             time.sleep(3600)
 
-        agents.runner.save_checkpoint = save_checkpoint
+        upgd_ppo.agents.runs.runner.save_checkpoint = save_checkpoint
 
     process = in_a_process(ENDLESS, slow_checkpoints)
     wait_until(lambda: Path("saving").exists(), process)
@@ -347,14 +356,14 @@ def test_where_a_worker_dies_the_last_whole_iteration_is_saved_and_can_be_contin
     assert finish(in_a_process([*arguments, "--out", "whole"])) == 0
 
     def worker_dies():
-        original, run = agents.ppo.PPO.update, os.getpid()
+        original, run = upgd_ppo.agents.learners.ppo.PPO.update, os.getpid()
 
         def update(self, *arguments, **keywords):
             if self.iteration == 5 and os.getpid() != run:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(self, *arguments, **keywords)
 
-        agents.ppo.PPO.update = update
+        upgd_ppo.agents.learners.ppo.PPO.update = update
 
     capfd.readouterr()
     assert finish(in_a_process([*arguments, "--out", "run"], worker_dies)) == 70
@@ -390,14 +399,14 @@ def sleeps(pid):
 
 def test_what_an_iteration_raises_is_shown_after_the_state_before_it_is_saved(capfd):
     def failing():
-        original, run = agents.ppo.PPO.update, os.getpid()
+        original, run = upgd_ppo.agents.learners.ppo.PPO.update, os.getpid()
 
         def update(self, *arguments, **keywords):
             if self.iteration == 5 and os.getpid() == run:
                 raise ArithmeticError("a mistake in the program")
             return original(self, *arguments, **keywords)
 
-        agents.ppo.PPO.update = update
+        upgd_ppo.agents.learners.ppo.PPO.update = update
 
     assert finish(in_a_process(ENDLESS, failing)) == 1
     assert "ArithmeticError: a mistake in the program" in capfd.readouterr().err
@@ -449,7 +458,11 @@ def test_a_full_disk_is_said_once_and_leaves_the_last_good_checkpoint(small_disk
 @pytest.mark.parametrize("moment", ["flush", "save_checkpoint"])
 def test_a_directory_that_vanishes_is_made_again_for_the_last_checkpoint(moment, capfd):
     def vanish_in_time():
-        owner = agents.telemetry.Telemetry if moment == "flush" else agents.runner
+        owner = (
+            upgd_ppo.agents.runs.telemetry.Telemetry
+            if moment == "flush"
+            else upgd_ppo.agents.runs.runner
+        )
         original, calls = getattr(owner, moment), 0
 
         def vanishing(*arguments, **keywords):
@@ -473,14 +486,14 @@ def test_a_directory_that_vanishes_is_made_again_for_the_last_checkpoint(moment,
 
 def test_a_sick_member_is_reported_and_counted_and_the_run_ends_well(capfd):
     def poison():
-        original = agents.ppo.PPO.update
+        original = upgd_ppo.agents.learners.ppo.PPO.update
 
         def update(self, *arguments, **keywords):
             if self.iteration == 5:
                 self.networks.parameters.data[0] = float("nan")
             return original(self, *arguments, **keywords)
 
-        agents.ppo.PPO.update = update
+        upgd_ppo.agents.learners.ppo.PPO.update = update
 
     # One thread, hence one block: member 0 is the first of both.
     arguments = [*BASE, "--env", "Hopper-v4", "--opt", "upgd", "--threads", "1"]

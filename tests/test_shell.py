@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-import evaluate
-from agents.shell import typed
+from upgd_ppo import evaluate
+from upgd_ppo.agents.command_line.shell import typed
 
 
 @pytest.fixture

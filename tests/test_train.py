@@ -14,11 +14,11 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train
-from agents.checkpoint import checkpoints, load_checkpoint
-from agents.config import TrainConfig
-from agents.population import make_learner
-from agents.presets import load_preset
+from upgd_ppo import train
+from upgd_ppo.agents.population.population import make_learner
+from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint
+from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.agents.settings.presets import load_preset
 
 ROOT = Path(__file__).parent.parent
 QUICK = [

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import compiled
-from agents.optimizers.block_optimizer import BlockOptimizer
-from agents.optimizers.blocks import Group, Tile
-from agents.optimizers.checks import check_betas, check_number
-from agents.optimizers.noise import Generators, NoiseFunction
-from agents.optimizers.upgd import UPGD, correction_of
+from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.optimizers.checks import check_betas, check_number
+from upgd_ppo.agents.optimizers.noise import Generators, NoiseFunction
+from upgd_ppo.agents.optimizers.tiled_optimizer import TiledOptimizer
+from upgd_ppo.agents.optimizers.tiles import Group, Tile
+from upgd_ppo.agents.optimizers.upgd import UPGD, correction_of
 
 
 class AdaptiveUPGD(UPGD):
@@ -80,7 +80,7 @@ class AdaptiveUPGD(UPGD):
             corrected_denominator=corrected_denominator,
             maximize=maximize,
         )
-        BlockOptimizer.__init__(self, params, defaults, noise, generator, members)
+        TiledOptimizer.__init__(self, params, defaults, noise, generator, members)
 
     def _update_rows(self, tiles: list[Tile]) -> None:
         kernels = compiled.kernels() if self._fits_kernels(tiles) else None

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from agents.optimizers.blocks import Bucket, Tile
-from agents.optimizers.noise import Generators, NoiseFunction
-from agents.optimizers.upgd import UPGD, correction_of, norms_of
+from upgd_ppo.agents.optimizers.noise import Generators, NoiseFunction
+from upgd_ppo.agents.optimizers.tiles import Bucket, Tile
+from upgd_ppo.agents.optimizers.upgd import UPGD, correction_of, norms_of
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from agents.optimizers.checks import check_number
+from upgd_ppo.agents.optimizers.checks import check_number
 
 
 class L2Init(torch.optim.Adam):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import compiled
+from upgd_ppo.agents.kernels import switch as compiled
 
 NOISES = ("normal", "cauchy")
 

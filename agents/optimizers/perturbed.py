@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.optimizers.block_optimizer import BlockOptimizer
-from agents.optimizers.blocks import Group, Tile
-from agents.optimizers.checks import check_choice, check_learning_rate, check_number
-from agents.optimizers.noise import Generators, NoiseFunction
+from upgd_ppo.agents.optimizers.checks import check_choice, check_learning_rate, check_number
+from upgd_ppo.agents.optimizers.noise import Generators, NoiseFunction
+from upgd_ppo.agents.optimizers.tiled_optimizer import TiledOptimizer
+from upgd_ppo.agents.optimizers.tiles import Group, Tile
 
 
-class PGD(BlockOptimizer):
+class PGD(TiledOptimizer):
     r"""Perturbed gradient descent (Zhou et al., 2019): w ← w − α·(g + σ·ξ).
 
     Args:
@@ -84,7 +84,7 @@ class ShrinkAndPerturb(PGD):
         members: bool = False,
     ) -> None:
         defaults = dict(lr=lr, decay=decay, sigma=sigma, noise_clip=noise_clip, maximize=maximize)
-        BlockOptimizer.__init__(self, params, defaults, noise, generator, members)
+        TiledOptimizer.__init__(self, params, defaults, noise, generator, members)
 
     def _check(self, group: Group) -> None:
         super()._check(group)

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from agents.optimizers.adaptive_upgd import AdaptiveUPGD
-from agents.optimizers.feature_upgd import FeatureUPGD
-from agents.optimizers.l2_init import L2Init
-from agents.optimizers.perturbed import PGD, ShrinkAndPerturb
-from agents.optimizers.upgd import UPGD
+from upgd_ppo.agents.optimizers.adaptive_upgd import AdaptiveUPGD
+from upgd_ppo.agents.optimizers.feature_upgd import FeatureUPGD
+from upgd_ppo.agents.optimizers.l2_init import L2Init
+from upgd_ppo.agents.optimizers.perturbed import PGD, ShrinkAndPerturb
+from upgd_ppo.agents.optimizers.upgd import UPGD
 
 Layout = Literal["flat", "stacked", "member"]
 

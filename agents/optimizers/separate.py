@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.optimizers.population import PopulationOptimizer, StackedParameters
-from agents.optimizers.registry import get
+from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer, StackedParameters
+from upgd_ppo.agents.optimizers.registry import get
 
 NETWORKS = ("actor", "critic")
 

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.optimizers.block_optimizer import BlockOptimizer
-from agents.optimizers.blocks import Bucket, Group, Tile
-from agents.optimizers.checks import check_choice, check_learning_rate, check_number
-from agents.optimizers.noise import Generators, NoiseFunction
+from upgd_ppo.agents.optimizers.checks import check_choice, check_learning_rate, check_number
+from upgd_ppo.agents.optimizers.noise import Generators, NoiseFunction
+from upgd_ppo.agents.optimizers.tiled_optimizer import TiledOptimizer
+from upgd_ppo.agents.optimizers.tiles import Bucket, Group, Tile
 
 NORM_FLOOR = 1e-12
 """The floor of the norm in the local scope, that of `torch.nn.functional.normalize`."""
 
 
-class UPGD(BlockOptimizer):
+class UPGD(TiledOptimizer):
     r"""Gradient descent that protects useful weights and perturbs useless ones.
 
     For every weight w with gradient g, curvature h and standard noise ξ, at its t-th step::

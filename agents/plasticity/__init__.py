@@ -5,7 +5,8 @@ Statistics take plain tensors [..., batch, units] and any leading axes; `measure
 a network or draws from a live random stream.
 """
 
-from agents.plasticity.features import (
+from upgd_ppo.agents.plasticity.early_warnings import EarlyWarning, EarlyWarningMonitor, Thresholds
+from upgd_ppo.agents.plasticity.features import (
     approximate_rank,
     dead_fraction,
     dormant_fraction,
@@ -19,19 +20,18 @@ from agents.plasticity.features import (
     srank,
     stable_rank,
 )
-from agents.plasticity.measure import Measurement, layer_activations, measure
-from agents.plasticity.optimizer_statistics import (
+from upgd_ppo.agents.plasticity.measure import Measurement, layer_activations, measure
+from upgd_ppo.agents.plasticity.optimizer_statistics import (
     adam_direction,
     effective_step,
     plasticity,
     scaled_utility_statistics,
     utility_statistics,
 )
-from agents.plasticity.population import StatisticsTable, population_statistics
-from agents.plasticity.probe import module_trainability, trainability
-from agents.plasticity.rows import Row
-from agents.plasticity.warnings import EarlyWarning, EarlyWarningMonitor, Thresholds
-from agents.plasticity.weights import (
+from upgd_ppo.agents.plasticity.population_statistics import StatisticsTable, population_statistics
+from upgd_ppo.agents.plasticity.probe import module_trainability, trainability
+from upgd_ppo.agents.plasticity.rows import Row
+from upgd_ppo.agents.plasticity.weights import (
     distance_from_init,
     gradient_l2,
     gradient_zero_fraction,

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.plasticity.activations import known_activation
-from agents.plasticity.features import (
+from upgd_ppo.agents.plasticity.activations import known_activation
+from upgd_ppo.agents.plasticity.features import (
     MAX_SAMPLES,
     elementwise_statistics,
     rank_statistics,
     select_samples,
 )
-from agents.plasticity.spectrum import (
+from upgd_ppo.agents.plasticity.spectrum import (
     effective_rank_of,
     gram_matrix,
     singular_values_from_grams,
 )
-from agents.plasticity.weights import weight_statistics
+from upgd_ppo.agents.plasticity.weights import weight_statistics
 
 _WEIGHTED = (
     nn.Linear,

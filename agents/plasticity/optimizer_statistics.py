@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.plasticity.weights import Tensors, weight_mean_abs
+from upgd_ppo.agents.plasticity.weights import Tensors, weight_mean_abs
 
 PROTECTED_ABOVE = 0.6
 

@@ -26,10 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.plasticity.activations import activation_named
-from agents.plasticity.features import select_samples
+from upgd_ppo.agents.plasticity.activations import activation_named
+from upgd_ppo.agents.plasticity.features import select_samples
 
-PROBE_STREAM = 0x70726F6265  # "probe": no purpose of `agents.random_streams` has this entropy.
+PROBE_STREAM = (
+    0x70726F6265  # "probe": no purpose of `upgd_ppo.agents.random_streams` has this entropy.
+)
 DEFAULT_STEPS = 200
 DEFAULT_SAMPLES = 256
 DEFAULT_LEARNING_RATE = 1e-3

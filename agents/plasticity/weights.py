@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from agents.plasticity import spectrum
+from upgd_ppo.agents.plasticity import spectrum
 
 Tensors = Tensor | Sequence[Tensor]
 

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agents.optimizers import UPGD, AdaptiveUPGD
-from agents.sb3.plasticity_callback import PlasticityCallback, PlasticityWarning
-from agents.sb3.policies import UPGDCnnPolicy, UPGDMultiInputPolicy, UPGDPolicy, register_aliases
-from agents.sb3.saved_policy import SavedPolicy, load_policy
-from agents.sb3.vec_env import BatchedMujocoVecEnv
+from upgd_ppo.agents.optimizers import UPGD, AdaptiveUPGD
+from upgd_ppo.agents.sb3.plasticity_callback import PlasticityCallback, PlasticityWarning
+from upgd_ppo.agents.sb3.policies import (
+    UPGDCnnPolicy,
+    UPGDMultiInputPolicy,
+    UPGDPolicy,
+    register_aliases,
+)
+from upgd_ppo.agents.sb3.saved_policy import SavedPolicy, load_policy
+from upgd_ppo.agents.sb3.vec_env import BatchedMujocoVecEnv
 
 if TYPE_CHECKING:
-    from agents.sb3.export import export_sb3
+    from upgd_ppo.agents.sb3.export import export_sb3
 
 __all__ = [
     "UPGD",
@@ -33,7 +38,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "export_sb3":  # on demand: it reads run directories, which the rest does not need
-        from agents.sb3.export import export_sb3
+        from upgd_ppo.agents.sb3.export import export_sb3
 
         return export_sb3
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,11 +13,11 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from agents.checkpoint import DamagedCheckpointError, checkpoints, load_checkpoint
-from agents.config import TrainConfig
-from agents.networks import ActorCritic
-from agents.run_directory import RunDirectory
-from envs.factory import find_spec
+from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.runs.checkpoint import DamagedCheckpointError, checkpoints, load_checkpoint
+from upgd_ppo.agents.runs.run_directory import RunDirectory
+from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.envs.factory import find_spec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,

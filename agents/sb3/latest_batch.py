@@ -33,7 +33,7 @@ def latest_batch(model: BaseAlgorithm) -> ReplayBatch | RolloutBatch:
         return RolloutBatch(model)
     raise TypeError(
         f"PlasticityCallback needs an algorithm that learns from a rollout or replay buffer, which "
-        f"{type(model).__name__} does not; call agents.plasticity.measure on its policy instead."
+        f"{type(model).__name__} does not; call upgd_ppo.measure on its policy instead."
     )
 
 

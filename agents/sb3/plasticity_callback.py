@@ -15,9 +15,15 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 from torch.optim import Optimizer
 
-from agents.plasticity import EarlyWarning, EarlyWarningMonitor, Measurement, Row, Thresholds
-from agents.sb3.latest_batch import MAX_SAMPLES, latest_batch
-from agents.sb3.statistics import (
+from upgd_ppo.agents.plasticity import (
+    EarlyWarning,
+    EarlyWarningMonitor,
+    Measurement,
+    Row,
+    Thresholds,
+)
+from upgd_ppo.agents.sb3.latest_batch import MAX_SAMPLES, latest_batch
+from upgd_ppo.agents.sb3.statistics import (
     copy_of_parameters,
     optimizers_of,
     policy_activations,

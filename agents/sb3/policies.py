@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from torch.optim import Optimizer
 
-from agents.optimizers import AdaptiveUPGD
+from upgd_ppo.agents.optimizers import AdaptiveUPGD
 
 _OF_OTHER_ALGORITHMS = ("actor", "critic", "q_net", "quantile_net", "lstm_actor")
 """What other algorithms look for in policies of theirs, and an actor-critic one lacks."""

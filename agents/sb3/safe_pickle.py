@@ -23,8 +23,8 @@ _CLASSES: dict[str, tuple[type, ...]] = {
         VecNormalize,
     ),
     "sb3_contrib": (BaseModel, BaseFeaturesExtractor, Optimizer),
-    "agents.sb3": (BaseModel,),
-    "agents.optimizers": (Optimizer,),
+    "upgd_ppo.agents.sb3": (BaseModel,),
+    "upgd_ppo.agents.optimizers": (Optimizer,),
     "gymnasium.spaces": (Space,),
     "torch.nn.modules": (nn.Module,),
     "torch.optim": (Optimizer,),
@@ -54,8 +54,14 @@ _NAMES = {
 """What else spaces and running statistics are made of."""
 
 
+_FORMER = ("agents.sb3.", "agents.optimizers.")
+"""Where our classes were before the package had a name; models saved then name them so."""
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.".startswith(_FORMER):
+            module = f"upgd_ppo.{module}"
         if (module, name) in _NAMES:
             return super().find_class(module, name)
         for package, kinds in _CLASSES.items():

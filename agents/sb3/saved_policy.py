@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents.sb3.safe_pickle import safe_loads
+from upgd_ppo.agents.sb3.safe_pickle import safe_loads
 
 MOST_DATA = 1 << 28
 """Bytes of a model's description, weights apart: one that is larger is made to fill the memory."""

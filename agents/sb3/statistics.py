@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.plasticity import (
+from upgd_ppo.agents.plasticity import (
     Measurement,
     adam_direction,
     effective_step,
@@ -49,7 +49,7 @@ def policy_statistics(
 
     Args:
         policy: any Stable-Baselines3 policy.
-        inputs: what `forward` takes, as arrays; see `agents.plasticity.measure`.
+        inputs: what `forward` takes, as arrays; see `upgd_ppo.agents.plasticity.measure`.
         forward: runs the policy's networks.
         initial: parameters at initialisation, by name.
         previous: parameters before the last iteration.

@@ -16,9 +16,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from agents.cores import available_cores
-from envs import BatchedMujocoEnv
-from envs.tasks import TASKS
+from upgd_ppo.agents.machine.cores import available_cores
+from upgd_ppo.envs import BatchedMujocoEnv
+from upgd_ppo.envs.tasks import TASKS
 
 Info = dict[str, Any]
 ENDINGS = ("final_obs", "final_info", "episode")

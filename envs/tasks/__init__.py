@@ -1,18 +1,23 @@
 """Gymnasium's MuJoCo tasks, vectorised, by the id under which Gymnasium registers them."""
 
-from envs.tasks.ant import AntV4, AntV5
-from envs.tasks.arms import PusherV5, ReacherV4, ReacherV5
-from envs.tasks.base import Task
-from envs.tasks.half_cheetah import HalfCheetahV4, HalfCheetahV5
-from envs.tasks.humanoid import HumanoidStandupV4, HumanoidStandupV5, HumanoidV4, HumanoidV5
-from envs.tasks.pendulums import (
+from upgd_ppo.envs.tasks.ant import AntV4, AntV5
+from upgd_ppo.envs.tasks.arms import PusherV5, ReacherV4, ReacherV5
+from upgd_ppo.envs.tasks.base import Task
+from upgd_ppo.envs.tasks.half_cheetah import HalfCheetahV4, HalfCheetahV5
+from upgd_ppo.envs.tasks.humanoid import (
+    HumanoidStandupV4,
+    HumanoidStandupV5,
+    HumanoidV4,
+    HumanoidV5,
+)
+from upgd_ppo.envs.tasks.pendulums import (
     InvertedDoublePendulumV4,
     InvertedDoublePendulumV5,
     InvertedPendulumV4,
     InvertedPendulumV5,
 )
-from envs.tasks.planar_walkers import HopperV4, HopperV5, Walker2dV4, Walker2dV5
-from envs.tasks.swimmer import SwimmerV4, SwimmerV5
+from upgd_ppo.envs.tasks.planar_walkers import HopperV4, HopperV5, Walker2dV4, Walker2dV5
+from upgd_ppo.envs.tasks.swimmer import SwimmerV4, SwimmerV5
 
 # Pusher-v4 is missing: Gymnasium itself refuses it with MuJoCo 3 and later.
 TASKS: dict[str, type[Task]] = {

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
-from envs.simulation import FloatArray, Simulation
+from upgd_ppo.envs.simulation import FloatArray, Simulation
 
 Infos = dict[str, NDArray[Any]]
 Outcome = tuple[NDArray[Any], NDArray[np.bool_] | None, Callable[[], Infos]]

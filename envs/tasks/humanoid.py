@@ -7,8 +7,8 @@ import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
-from envs.simulation import FloatArray, Simulation
-from envs.tasks.base import Infos, Outcome, Task, healthy_reward_v4, length, sum_of_squares
+from upgd_ppo.envs.simulation import FloatArray, Simulation
+from upgd_ppo.envs.tasks.base import Infos, Outcome, Task, healthy_reward_v4, length, sum_of_squares
 
 
 class HumanoidBody(Task):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import train
-from agents import compiled, kernels
-from agents.config import TrainConfig
-from agents.optimizers import AdaptiveUPGD
-from agents.population import Population
+from upgd_ppo import train
+from upgd_ppo.agents.kernels import everything as kernels
+from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.optimizers import AdaptiveUPGD
+from upgd_ppo.agents.population.population import Population
+from upgd_ppo.agents.settings.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {
@@ -112,7 +113,7 @@ def test_training_by_kernels_and_by_operations_begins_alike(opt, monkeypatch):
 @pytest.mark.parametrize("missing", ["numba", "scipy"])
 def test_without_numba_or_scipy_everything_is_computed_by_operations(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)  # importing it fails
-    monkeypatch.delitem(sys.modules, "agents.kernels", raising=False)
+    monkeypatch.delitem(sys.modules, "upgd_ppo.agents.kernels.everything", raising=False)
     compiled.kernels.cache_clear()
     try:
         assert compiled.version() is None

@@ -5,9 +5,9 @@ import pytest
 import torch
 from test_laws import assert_equal
 
-from agents.config import TrainConfig
-from agents.plasticity import feature_statistics
-from agents.population import Population, make_learner
+from upgd_ppo.agents.plasticity import feature_statistics
+from upgd_ppo.agents.population.population import Population, make_learner
+from upgd_ppo.agents.settings.config import TrainConfig
 
 SMALL = {
     "env": "Hopper-v4",

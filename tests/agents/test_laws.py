@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.config import TrainConfig
-from agents.optimizers import names
-from agents.population import Population, make_learner
+from upgd_ppo.agents.optimizers import names
+from upgd_ppo.agents.population.population import Population, make_learner
+from upgd_ppo.agents.settings.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("computed_by")
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents.networks import ACTIVATIONS, ActorCritic
+from upgd_ppo.agents.networks.activations import ACTIVATIONS
+from upgd_ppo.agents.networks.actor_critic import ActorCritic
 
 MODULES = {
     "tanh": nn.Tanh,

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-import agents.ppo
-from agents import compiled
-from agents.config import TrainConfig
-from agents.networks import ActorCritic
-from agents.population import Population, make_learner
-from agents.ppo import explained_variance
-from agents.ppo_gradient import (
+import upgd_ppo.agents.learners.ppo
+from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.learners.ppo import explained_variance
+from upgd_ppo.agents.learners.ppo_loss import (
     MINIBATCH_STATISTICS,
     compute_gradient,
     minibatch_statistics,
     normalize_minibatches,
 )
-from agents.rollout import generalized_advantages
+from upgd_ppo.agents.learners.rollout import generalized_advantages
+from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.population.population import Population, make_learner
+from upgd_ppo.agents.settings.config import TrainConfig
 
 SMALL = {
     "env": "InvertedPendulum-v4",
@@ -246,7 +246,7 @@ def test_approx_kl_is_given_as_stable_baselines3_logs_it_and_as_the_mean_of_all_
     """SB3 (ppo.py, train) empties its list of divergences at the start of each epoch."""
     learner = make_learner(config(epochs=4, learning_rate=3e-3), [1, 2])
     divergences = []
-    original = agents.ppo.compute_gradient
+    original = upgd_ppo.agents.learners.ppo.compute_gradient
 
     def noting(*arguments):
         terms = original(*arguments)
@@ -254,7 +254,7 @@ def test_approx_kl_is_given_as_stable_baselines3_logs_it_and_as_the_mean_of_all_
         divergences.append(((log_ratio.exp() - 1) - log_ratio).mean(1).numpy())
         return terms
 
-    monkeypatch.setattr(agents.ppo, "compute_gradient", noting)
+    monkeypatch.setattr(upgd_ppo.agents.learners.ppo, "compute_gradient", noting)
     scalars = learner.advance().scalars
     by_epoch = np.reshape(divergences, (4, -1, 2))
     np.testing.assert_allclose(scalars["approx_kl_last_epoch"], by_epoch[-1].mean(0), rtol=1e-3)
@@ -356,7 +356,7 @@ def test_denormals_are_flushed_in_an_update_and_afterwards_as_the_caller_had_it(
 
     torch.set_flush_denormal(before)
     try:
-        with agents.ppo.flushed_denormals():
+        with upgd_ppo.agents.learners.ppo.flushed_denormals():
             assert are_flushed()
         assert are_flushed() == before
     finally:

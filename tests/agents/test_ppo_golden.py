@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from agents.config import PPOConfig, TrainConfig
-from agents.networks import ActorCritic
-from agents.optimizers import hyper_parameters_of
-from agents.optimizers.population import PopulationOptimizer
-from agents.ppo import PPO
-from agents.ppo_gradient import MINIBATCH_STATISTICS
-from agents.presets import load_preset
-from agents.random_streams import RandomStreams
+from upgd_ppo.agents.learners.ppo import PPO
+from upgd_ppo.agents.learners.ppo_loss import MINIBATCH_STATISTICS
+from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.optimizers import hyper_parameters_of
+from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
+from upgd_ppo.agents.random_streams import RandomStreams
+from upgd_ppo.agents.settings.config import PPOConfig, TrainConfig
+from upgd_ppo.agents.settings.presets import load_preset
 
 ROOT = Path(__file__).parent.parent.parent
 FIXTURES = ROOT / "tests/fixtures"

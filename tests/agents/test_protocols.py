@@ -9,17 +9,17 @@ import pytest
 import torch
 from scipy import stats
 
-import train
-from agents import compiled
-from agents.checkpoint import checkpoints, load_checkpoint
-from agents.config import TrainConfig
-from agents.evaluation import load_policies, make_env, play
-from agents.networks import ActorCritic
-from agents.optimizers import AdaptiveUPGD
-from agents.population import Population, make_learner
-from agents.ppo_gradient import compute_gradient, normalize_rollout
-from agents.presets import load_preset
-from agents.sb3 import export_sb3
+from upgd_ppo import train
+from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.learners.ppo_loss import compute_gradient, normalize_rollout
+from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.optimizers import AdaptiveUPGD
+from upgd_ppo.agents.playing import load_policies, make_env, play
+from upgd_ppo.agents.population.population import Population, make_learner
+from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint
+from upgd_ppo.agents.sb3 import export_sb3
+from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.agents.settings.presets import load_preset
 
 ROOT = Path(__file__).parent.parent.parent
 PROTOCOLS = sorted((ROOT / "configs" / "protocols").glob("*.yaml"))

@@ -9,13 +9,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util.tensor_util import make_ndarray
 
-from agents.config import TrainConfig
-from agents.dashboard import plasticity_tag
-from agents.population import Population
-from agents.run_directory import RunDirectory
-from agents.runner import Runner, newest_state
-from agents.telemetry import Telemetry
-from analysis.readers import read_arms
+from upgd_ppo.agents.population.population import Population
+from upgd_ppo.agents.runs.dashboard import plasticity_tag
+from upgd_ppo.agents.runs.run_directory import RunDirectory
+from upgd_ppo.agents.runs.runner import Runner, newest_state
+from upgd_ppo.agents.runs.telemetry import Telemetry
+from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.analysis.readers import read_arms
 
 STEPS = 48
 SETTINGS = {
@@ -266,7 +266,7 @@ def test_a_run_in_which_nothing_happened_has_a_table_of_events_without_rows(tmp_
 
 def test_a_slow_first_iteration_is_not_taken_for_the_pace(tmp_path, monkeypatch, capsys):
     clock = [0.0]
-    monkeypatch.setattr("agents.runner.monotonic", lambda: clock[0])
+    monkeypatch.setattr("upgd_ppo.agents.runs.runner.monotonic", lambda: clock[0])
 
     class Compiling(Population):
         def advance(self):
@@ -286,7 +286,7 @@ def test_a_slow_first_iteration_is_not_taken_for_the_pace(tmp_path, monkeypatch,
 
 def test_a_long_run_writes_its_records_ever_more_rarely_and_loses_none(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("agents.telemetry.monotonic", lambda: clock[0])
+    monkeypatch.setattr("upgd_ppo.agents.runs.telemetry.monotonic", lambda: clock[0])
     settings = config(tmp_path / "run")
     telemetry = Telemetry(RunDirectory.create(settings), settings.member_seeds)
     minute, day, days = 60.0, 24 * 3600.0, 2
@@ -301,7 +301,7 @@ def test_a_long_run_writes_its_records_ever_more_rarely_and_loses_none(tmp_path,
 
 
 def test_what_waits_to_be_written_is_written_by_a_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("agents.telemetry.RECORDS_SHARE", 1e9)
+    monkeypatch.setattr("upgd_ppo.agents.runs.telemetry.RECORDS_SHARE", 1e9)
     run = trained(tmp_path / "run")
     episodes = pd.read_parquet(tmp_path / "run" / "records" / "episodes")
     assert run.telemetry.episodes.pending_rows == 0

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from analysis.arm import Episodes
-from analysis.collapse import (
+from upgd_ppo.analysis.arm import Episodes
+from upgd_ppo.analysis.collapse import (
     BINS,
     COLLAPSED,
     HALTED,

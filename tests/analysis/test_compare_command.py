@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 from synthetic_runs import climb, collapse, write_parts, write_run
 
-from analysis import report as report_module
-from analysis.arm import InputError
-from analysis.comparison import compare
-from analysis.figures import figures
-from analysis.page import page
-from analysis.readers import read_arms
-from analysis.tables import tables
-from evaluate import main
+from upgd_ppo.analysis import report as report_module
+from upgd_ppo.analysis.arm import InputError
+from upgd_ppo.analysis.comparison import compare
+from upgd_ppo.analysis.figures import figures
+from upgd_ppo.analysis.page import page
+from upgd_ppo.analysis.readers import read_arms
+from upgd_ppo.analysis.tables import tables
+from upgd_ppo.evaluate import main
 
 ROOT = Path(__file__).parents[2]
 FIGURES = (

@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.arm import Arm, Episodes, InputError, Member
-from analysis.collapse import BINS, Bins, measure
-from analysis.comparison import (
+from upgd_ppo.analysis.arm import Arm, Episodes, InputError, Member
+from upgd_ppo.analysis.collapse import BINS, Bins, measure
+from upgd_ppo.analysis.comparison import (
     COMPARED,
     EnvironmentResult,
     compare,
     equal_fractions,
     improvement_in,
 )
-from analysis.intervals import holm
-from analysis.notices import notices
-from analysis.verdict import is_supported, suite_verdict, verdict
+from upgd_ppo.analysis.intervals import holm
+from upgd_ppo.analysis.notices import notices
+from upgd_ppo.analysis.verdict import is_supported, suite_verdict, verdict
 
 STEPS = 100_000
 

@@ -8,7 +8,7 @@ import pytest
 from rliable import metrics
 from scipy import stats
 
-from analysis.intervals import (
+from upgd_ppo.analysis.intervals import (
     fraction,
     holm,
     improvement,
@@ -20,7 +20,7 @@ from analysis.intervals import (
     probability_of_improvement,
     smallest_detectable,
 )
-from analysis.survival import kaplan_meier, log_rank
+from upgd_ppo.analysis.survival import kaplan_meier, log_rank
 
 RNG = np.random.default_rng(3)
 SEEDS = RNG.normal(100, 20, size=30)

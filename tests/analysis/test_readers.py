@@ -15,10 +15,10 @@ from stable_baselines3.common.monitor import Monitor
 from synthetic_runs import climb, statistics_table, write_parts, write_run
 from torch.utils.tensorboard import SummaryWriter
 
-from analysis.arm import Arm, InputError
-from analysis.comparison import bin_statistics, compare
-from analysis.notices import notices
-from analysis.readers import read_arm, read_arms
+from upgd_ppo.analysis.arm import Arm, InputError
+from upgd_ppo.analysis.comparison import bin_statistics, compare
+from upgd_ppo.analysis.notices import notices
+from upgd_ppo.analysis.readers import read_arm, read_arms
 
 
 def episodes(arm: Arm) -> pd.DataFrame:

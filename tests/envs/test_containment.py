@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs import make
+from upgd_ppo.envs import make
 
 
 def raises():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from trajectories import assert_same, gymnasium_envs, play, random_actions
 
-from envs import BatchedMujocoEnv
-from envs.tasks import TASKS
+from upgd_ppo.envs import BatchedMujocoEnv
+from upgd_ppo.envs.tasks import TASKS
 
 NUM_ENVS, STEPS = 3, 700
 

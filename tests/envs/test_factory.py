@@ -8,7 +8,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from trajectories import assert_same, gymnasium_envs, play, random_actions
 
-from envs import BatchedMujocoEnv, make
+from upgd_ppo.envs import BatchedMujocoEnv, make
 
 
 class Drift(gymnasium.Env):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from trajectories import assert_same, play, random_actions, rows
 
-from envs import BatchedMujocoEnv
-from envs.tasks import TASKS
+from upgd_ppo.envs import BatchedMujocoEnv
+from upgd_ppo.envs.tasks import TASKS
 
 
 @pytest.mark.parametrize("task", ["HalfCheetah-v4", "Hopper-v5", "Ant-v5", "Reacher-v4"])

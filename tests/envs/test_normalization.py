@@ -17,7 +17,7 @@ from gymnasium.wrappers import TransformObservation, TransformReward
 from gymnasium.wrappers.utils import RunningMeanStd
 from trajectories import assert_same, make_quietly, play, random_actions, rows
 
-from envs import NormalizeObservation, NormalizeReward, make
+from upgd_ppo.envs import NormalizeObservation, NormalizeReward, make
 
 TASKS = ["HalfCheetah-v4", "Hopper-v4", "Ant-v5", "InvertedPendulum-v5"]
 

@@ -4,11 +4,15 @@ import gymnasium
 import numpy as np
 import pytest
 
-from agents import observation
-from agents.config import TrainConfig
-from agents.population import make_learner
-from envs import make
-from envs.normalization import AppendTime, FixedNormalizeObservation, random_action_statistics
+from upgd_ppo.agents.learners import observation
+from upgd_ppo.agents.population.population import make_learner
+from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.envs import make
+from upgd_ppo.envs.normalization import (
+    AppendTime,
+    FixedNormalizeObservation,
+    random_action_statistics,
+)
 
 
 def config(**changes):

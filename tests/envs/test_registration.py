@@ -12,8 +12,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TransformReward
 from trajectories import assert_same, make_quietly, play, random_actions
 
-from envs import BatchedMujocoEnv
-from envs.tasks import TASKS
+from upgd_ppo.envs import BatchedMujocoEnv
+from upgd_ppo.envs.tasks import TASKS
 
 
 class OnlyOne(gymnasium.Env):

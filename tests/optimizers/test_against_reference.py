@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import SETTINGS, Weights, perturbed_step, upgd_step
 
-from agents.optimizers import PGD, UPGD, AdaptiveUPGD, ShrinkAndPerturb, blocks
+from upgd_ppo.agents.optimizers import PGD, UPGD, AdaptiveUPGD, ShrinkAndPerturb, tiles
 
 SHARED = ("lr", "sigma", "noise_clip", "maximize")
 OF_UPGD = (
@@ -108,7 +108,7 @@ def test_utilities_are_those_of_the_formula(scope):
         torch.testing.assert_close(optimizer.utilities()[p], scaled[i])
 
 
-@pytest.mark.parametrize("shape", [(blocks.TILE + 17,), (3, blocks.SMALL + 5)])
+@pytest.mark.parametrize("shape", [(tiles.TILE + 17,), (3, tiles.SMALL + 5)])
 @pytest.mark.parametrize("cls", [UPGD, AdaptiveUPGD])
 def test_tensors_of_many_tiles_agree_with_the_formula(cls, shape):
     generator = torch.Generator().manual_seed(2)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from variants import VARIANTS
 
-from agents.optimizers import (
+from upgd_ppo.agents.optimizers import (
     PGD,
     UPGD,
     AdaptiveUPGD,

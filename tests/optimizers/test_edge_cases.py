@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from variants import VARIANTS
 
-from agents.optimizers import PGD, UPGD, AdaptiveUPGD, FeatureUPGD, L2Init, ShrinkAndPerturb
+from upgd_ppo.agents.optimizers import (
+    PGD,
+    UPGD,
+    AdaptiveUPGD,
+    FeatureUPGD,
+    L2Init,
+    ShrinkAndPerturb,
+)
 
 UTILITY_BASED = [UPGD, AdaptiveUPGD, FeatureUPGD]
 SHAPES = [(6, 4), (6,), (3, 6), (3,)]

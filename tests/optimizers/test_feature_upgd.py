@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.optimizers import FeatureUPGD, hesscale
+from upgd_ppo.agents.optimizers import FeatureUPGD, hesscale
 
 BETA, LR, SIGMA, DECAY = 0.9, 0.05, 0.3, 0.01
 

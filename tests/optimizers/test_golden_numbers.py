@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.optimizers import PGD, UPGD, AdaptiveUPGD, ShrinkAndPerturb
+from upgd_ppo.agents.optimizers import PGD, UPGD, AdaptiveUPGD, ShrinkAndPerturb
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

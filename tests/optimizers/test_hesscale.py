@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.optimizers import UPGD, hesscale
+from upgd_ppo.agents.optimizers import UPGD, hesscale
 
 ACTIVATIONS = [
     nn.Tanh(),

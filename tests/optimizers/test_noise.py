@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from agents.optimizers import PGD, UPGD
+from upgd_ppo.agents.optimizers import PGD, UPGD
 
 
 def drawn(columns=2**18, rows=1, seed=0, **settings):

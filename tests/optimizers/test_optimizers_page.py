@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.optimizers import names
+from upgd_ppo.agents.optimizers import names
 
 PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

@@ -5,16 +5,16 @@ import pytest
 import torch
 from variants import VARIANTS
 
-from agents.networks import ActorCritic
-from agents.optimizers import AdaptiveUPGD, blocks, get, names
-from agents.optimizers.population import PopulationOptimizer
+from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.optimizers import AdaptiveUPGD, get, names, tiles
+from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
 
 MEMBERS = 8
 LAYOUTS = {
     "network": [(7, 5), (7,), (3, 7), (3,), (2, 3), (2,), (1,)],
     "flat_odd": [(1001,)],
     "flat_whole_vectors": [(1024,)],
-    "scalars_and_one_large": [(), (3, 5), (blocks.SMALL + 64,)],
+    "scalars_and_one_large": [(), (3, 5), (tiles.SMALL + 64,)],
 }
 
 

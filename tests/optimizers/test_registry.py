@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agents.optimizers import AdaptiveUPGD, L2Init, get, names
+from upgd_ppo.agents.optimizers import AdaptiveUPGD, L2Init, get, names
 
 
 def test_upgd_is_what_was_published_for_ppo():
@@ -56,7 +56,7 @@ def test_a_dotted_path_names_any_optimizer_one_per_member():
 
 
 def test_a_dotted_class_that_takes_a_generator_gets_the_members_own():
-    spec = get("agents.optimizers.UPGD")
+    spec = get("upgd_ppo.agents.optimizers.UPGD")
     generator = torch.Generator()
     optimizer = spec.build_one([torch.ones(2)], 0.1, generator, **spec.resolve({}))
     assert optimizer.generator is generator

@@ -1,6 +1,6 @@
 """Every variant of the family, for the tests that hold for all of them."""
 
-from agents.optimizers import PGD, UPGD, AdaptiveUPGD, FeatureUPGD, ShrinkAndPerturb
+from upgd_ppo.agents.optimizers import PGD, UPGD, AdaptiveUPGD, FeatureUPGD, ShrinkAndPerturb
 
 VARIANTS = {
     "pgd": (PGD, {}),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from agents import plasticity
-from agents.inspection import PlasticityConfig
-from agents.plasticity import Thresholds
-from agents.plasticity.warnings import WarningConfig
+from upgd_ppo.agents import plasticity
+from upgd_ppo.agents.plasticity import Thresholds
+from upgd_ppo.agents.plasticity.early_warnings import WarningConfig
+from upgd_ppo.agents.plasticity.inspector import PlasticityConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plasticity.md").read_text(encoding="utf-8")
 

@@ -7,8 +7,8 @@ import torch
 from stable_baselines3 import PPO, SAC
 from torch import nn
 
-from agents.plasticity import feature_statistics, measure, select_samples
-from agents.plasticity import weights as weight_functions
+from upgd_ppo.agents.plasticity import feature_statistics, measure, select_samples
+from upgd_ppo.agents.plasticity import weights as weight_functions
 
 
 def draw(*shape, seed=0):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.plasticity import module_trainability, trainability
+from upgd_ppo.agents.plasticity import module_trainability, trainability
 
 SIZES = (4, 16, 16, 2)
 

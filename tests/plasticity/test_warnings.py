@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from agents.plasticity import EarlyWarningMonitor, Row, Thresholds
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Row, Thresholds
 
 
 def watch(monitor, values, statistic="dormant_fraction", layer="layer_1", network="actor"):

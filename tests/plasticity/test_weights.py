@@ -8,9 +8,9 @@ import scipy.linalg
 import scipy.stats
 import torch
 
-from agents import plasticity
-from agents.plasticity import features as feature_functions
-from agents.plasticity.warnings import EarlyWarningMonitor, Thresholds
+from upgd_ppo.agents import plasticity
+from upgd_ppo.agents.plasticity import features as feature_functions
+from upgd_ppo.agents.plasticity.early_warnings import EarlyWarningMonitor, Thresholds
 
 
 def draw(*shape, seed=0):

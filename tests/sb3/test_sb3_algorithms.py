@@ -11,8 +11,8 @@ from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from agents.sb3 import UPGD, AdaptiveUPGD, UPGDCnnPolicy, UPGDMultiInputPolicy, UPGDPolicy
-from agents.sb3.statistics import optimizers_of
+from upgd_ppo.agents.sb3 import UPGD, AdaptiveUPGD, UPGDCnnPolicy, UPGDMultiInputPolicy, UPGDPolicy
+from upgd_ppo.agents.sb3.statistics import optimizers_of
 
 STEPS = 48
 ON_POLICY = dict(n_steps=24)

@@ -20,10 +20,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
-import train
-from agents.checkpoint import checkpoints, load_checkpoint
-from agents.networks import ActorCritic
-from agents.sb3 import BatchedMujocoVecEnv, UPGDPolicy, export_sb3, load_policy
+from upgd_ppo import train
+from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint
+from upgd_ppo.agents.sb3 import BatchedMujocoVecEnv, UPGDPolicy, export_sb3, load_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*out of date.*")
 
@@ -39,8 +39,9 @@ def run_of(tmp_path, settings):
 def test_the_plug_in_imports_where_file_locks_are_missing():
     code = (
         "import sys; sys.modules['fcntl'] = None\n"  # as on Windows
-        "from agents.sb3 import BatchedMujocoVecEnv, PlasticityCallback, UPGDPolicy, load_policy\n"
-        "assert 'agents.run_directory' not in sys.modules\n"
+        "import checkout\n"
+        "from upgd_ppo.sb3 import BatchedMujocoVecEnv, PlasticityCallback, UPGDPolicy\n"
+        "assert 'upgd_ppo.agents.runs.run_directory' not in sys.modules\n"
     )
     root = Path(train.__file__).parent
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
@@ -257,7 +258,7 @@ def test_loading_runs_no_code_from_the_file(tmp_path):
     "name", ["torch.hub.load", "numpy.load", "stable_baselines3.common.save_util.load_from_pkl"]
 )
 def test_functions_of_known_libraries_are_refused_too(name, tmp_path):
-    from agents.sb3.safe_pickle import safe_loads
+    from upgd_ppo.agents.sb3.safe_pickle import safe_loads
 
     module, _, function = name.rpartition(".")
     with pytest.raises(pickle.UnpicklingError, match=name.replace(".", r"\.")):

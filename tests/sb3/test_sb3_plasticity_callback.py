@@ -22,10 +22,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from agents.plasticity import Thresholds
-from agents.sb3 import AdaptiveUPGD, PlasticityCallback, PlasticityWarning, UPGDPolicy
+from upgd_ppo.agents.plasticity import Thresholds
+from upgd_ppo.agents.sb3 import AdaptiveUPGD, PlasticityCallback, PlasticityWarning, UPGDPolicy
 
-pytestmark = pytest.mark.filterwarnings("ignore::agents.sb3.PlasticityWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::upgd_ppo.agents.sb3.PlasticityWarning")
 
 SMALL = dict(seed=0, device="cpu")
 PPO_SETTINGS = dict(n_steps=64, batch_size=32, n_epochs=2) | SMALL
@@ -392,7 +392,7 @@ def test_a_file_of_an_earlier_training_is_never_written_over(tmp_path):
 
 
 def test_left_to_itself_it_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("agents.sb3.plasticity_callback.DEFAULT_CADENCE", 64)
+    monkeypatch.setattr("upgd_ppo.agents.sb3.plasticity_callback.DEFAULT_CADENCE", 64)
 
     def measured(**cadence):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -401,7 +401,7 @@ def test_left_to_itself_it_takes_a_small_share_of_the_time(tmp_path, monkeypatch
         return pd.read_csv(callback.path).step.nunique()
 
     assert measured(every=64) == 5
-    monkeypatch.setattr("agents.sb3.plasticity_callback.LARGEST_SHARE", 1e-6)
+    monkeypatch.setattr("upgd_ppo.agents.sb3.plasticity_callback.LARGEST_SHARE", 1e-6)
     assert measured(every=64) == 5  # as told, whatever it costs
     assert measured() == 1
 
@@ -547,7 +547,7 @@ def test_a_network_without_hidden_layers_says_what_to_do(policy_kwargs, tmp_path
 
 
 def test_an_algorithm_without_a_buffer_says_what_to_use():
-    with pytest.raises(TypeError, match=r"ARS does not; call agents\.plasticity\.measure"):
+    with pytest.raises(TypeError, match=r"ARS does not; call upgd_ppo\.measure"):
         ARS("LinearPolicy", "Pendulum-v1").learn(10, callback=PlasticityCallback())
 
 

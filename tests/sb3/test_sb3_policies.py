@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from agents.sb3 import UPGD, AdaptiveUPGD, UPGDCnnPolicy, UPGDMultiInputPolicy, UPGDPolicy
+from upgd_ppo.agents.sb3 import UPGD, AdaptiveUPGD, UPGDCnnPolicy, UPGDMultiInputPolicy, UPGDPolicy
 
 PUBLISHED = {
     "lr": 3e-4,

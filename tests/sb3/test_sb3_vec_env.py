@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import (
     is_vecenv_wrapped,
 )
 
-from agents.sb3 import BatchedMujocoVecEnv
+from upgd_ppo.agents.sb3 import BatchedMujocoVecEnv
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*out of date.*")
 

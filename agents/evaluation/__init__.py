@@ -1,6 +1,0 @@
-"""Playing trained policies: episodes to score them by, and films of them."""
-
-from agents.evaluation.episodes import Episodes, evaluation_seeds, make_env, play
-from agents.evaluation.policies import Policies, load_policies
-
-__all__ = ["Episodes", "Policies", "evaluation_seeds", "load_policies", "make_env", "play"]

@@ -1,0 +1,1 @@
+"""Compiled twins of what training spends its time on, and the one place that chooses."""

@@ -1,0 +1,1 @@
+"""What a runner drives: learners, one iteration at a time."""

@@ -1,0 +1,1 @@
+"""What differs from machine to machine: cores, files and their locks."""

@@ -1,0 +1,1 @@
+"""The members of an arm, in blocks that learn side by side."""

@@ -1,0 +1,1 @@
+"""What a run is told: settings as data. Nothing here imports anything of ours."""
