@@ -10,19 +10,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent.parent))
-
-import matplotlib.pyplot as plt
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import checkout  # noqa: F401  # isort: split
+
 from upgd_ppo.analysis.collapse import BINS, smooth
 from upgd_ppo.analysis.comparison import ArmResult, EnvironmentResult, compare
 from upgd_ppo.analysis.readers import read_arm
 
+HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 MARK = "<!-- what follows is written by report.py -->\n"
 BEFORE = 3
@@ -78,10 +78,10 @@ def table(results: dict[str, EnvironmentResult]) -> str:
 
 
 def before_falls(results: dict[str, EnvironmentResult]) -> str:
-    """What statistics were in the three bins before the first falls, over the run's first tenth."""
+    """What statistics were early on, and in the three bins before the first falls."""
     lines = [
-        "What statistics were in the three bins before a seed's first fall, and in the first tenth of"
-        " its run (medians over the seeds that fell):",
+        "What statistics were in the first tenth of a seed's run → in the three bins before its first"
+        " fall (medians over the seeds that fell):",
         "",
         f"| pilot | seeds | {' | '.join(SEEN)} |",
         "| --- " * (2 + len(SEEN)) + "|",
