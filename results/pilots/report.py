@@ -17,7 +17,6 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import checkout  # noqa: F401  # isort: split
-
 from upgd_ppo.analysis.collapse import BINS, smooth
 from upgd_ppo.analysis.comparison import ArmResult, EnvironmentResult, compare
 from upgd_ppo.analysis.readers import read_arm
@@ -80,8 +79,8 @@ def table(results: dict[str, EnvironmentResult]) -> str:
 def before_falls(results: dict[str, EnvironmentResult]) -> str:
     """What statistics were early on, and in the three bins before the first falls."""
     lines = [
-        "What statistics were in the first tenth of a seed's run → in the three bins before its first"
-        " fall (medians over the seeds that fell):",
+        "What statistics were in the first tenth of a seed's run → in the three bins before its"
+        " first fall (medians over the seeds that fell):",
         "",
         f"| pilot | seeds | {' | '.join(SEEN)} |",
         "| --- " * (2 + len(SEEN)) + "|",
