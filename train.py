@@ -20,6 +20,7 @@ import tyro
 from upgd_ppo.agents.command_line.imports import import_environment, import_optimizer
 from upgd_ppo.agents.command_line.output import forgiving_output
 from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.kernels.switch import announcement
 from upgd_ppo.agents.optimizers.registry import names
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.runs.run_directory import RunDirectory, check_fixed_settings, setting_changes
@@ -195,8 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"Training {config.run.seeds} seed(s) of {config.run.opt} on {config.run.env} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
-    if runner.agent.why_no_kernels:
-        print(f"Compiled kernels: not used: {runner.agent.why_no_kernels}.")
+    print(announcement(runner.agent.why_no_kernels))
     if not runner.agent.exact_state:
         print(
             f"{config.run.env} cannot save its state exactly: if this run is interrupted and"
