@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from upgd_ppo.agents.networks.activations import ACTIVATIONS
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.networks.initialization import INITIALIZATIONS, fresh_units
 
 MODULES = {
     "tanh": nn.Tanh,
@@ -90,3 +92,35 @@ def test_a_members_initial_weights_depend_on_its_seed_alone():
     alone = ActorCritic([2], 5, 2)
     assert torch.equal(population.parameters.data[1:2], alone.parameters.data)
     assert not torch.equal(population.parameters.data[0], population.parameters.data[1])
+
+
+@pytest.mark.parametrize("initialization", INITIALIZATIONS)
+def test_fresh_units_are_drawn_as_the_network_was(initialization):
+    size, units, members = 11, 32, 60
+    networks = ActorCritic(
+        list(range(members)), size, 3, (units,), "relu", initialization=initialization
+    )
+    [layer] = networks.critic.hidden_layers
+    generator = torch.Generator().manual_seed(7)
+    draws = [
+        fresh_units(initialization, layer, torch.Size((units, size)), generator)
+        for _ in range(members)
+    ]
+    weights, biases = (torch.stack(kind).float() for kind in zip(*draws, strict=True))
+    initial = [networks.parameters.views[name] for name in (layer.incoming, layer.own[0])]
+    for fresh, first in zip((weights, biases), initial, strict=True):
+        assert fresh.shape == first.shape
+        assert stats.ks_2samp(fresh.flatten(), first.flatten()).pvalue > 1e-3
+    if initialization == "orthogonal":  # 11 inputs < 32 units: the columns are orthogonal
+        products = weights.mT @ weights
+        torch.testing.assert_close(products, 2 * torch.eye(size).expand_as(products))
+
+
+def test_fresh_units_of_the_pytorch_kind_are_those_of_a_linear_layer():
+    layer = ActorCritic([0], 7, 2, (20,)).actor.hidden_layers[0]
+    generator = torch.Generator().manual_seed(3)
+    weight, bias = fresh_units("pytorch", layer, torch.Size((20, 7)), generator)
+    torch.manual_seed(3)
+    linear = nn.Linear(7, 20, dtype=torch.float64)
+    assert torch.equal(weight, linear.weight)
+    assert torch.equal(bias, linear.bias)
