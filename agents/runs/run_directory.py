@@ -65,6 +65,7 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.records = path / "records"
         self._lock: IO[str] | None = None
+        self._config: TrainConfig | None = None
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
@@ -105,7 +106,9 @@ class RunDirectory:
                 " train.py printed when the run began."
             )
         _check_whole(path / CONFIG_FILE)
-        return cls(path), load_preset(path / CONFIG_FILE, TrainConfig())
+        directory = cls(path)
+        directory._config = load_preset(path / CONFIG_FILE, TrainConfig())
+        return directory, directory._config
 
     def missing_settings(self) -> list[str]:
         """The settings that the run's config.yaml does not have: those that came later."""
@@ -144,6 +147,7 @@ class RunDirectory:
 
     def describe(self, config: TrainConfig) -> None:
         """Write the settings and the versions of what computes the result."""
+        self._config = config
         settings = config.to_flat()
         del settings["out"]
         # Begins with "---" and ends with "...", so that a file that was cut short shows it.
@@ -152,11 +156,11 @@ class RunDirectory:
         write_whole(self.path / VERSIONS_FILE, (json.dumps(versions(), indent=2) + "\n").encode())
         sync_folder(self.path)
 
-    def restore(self, config: TrainConfig) -> None:
-        """Make the directory again if it has vanished."""
-        if not (self.path / CONFIG_FILE).exists():
+    def restore(self) -> None:
+        """Make the directory again, described as it was, if it has vanished."""
+        if self._config and not (self.path / CONFIG_FILE).exists():
             make_folder(self.path)
-            self.describe(config)
+            self.describe(self._config)
 
     def check_exists(self) -> None:
         """Raise FileNotFoundError if the directory has vanished, or something else stands there."""
