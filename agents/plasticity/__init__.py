@@ -21,7 +21,7 @@ from upgd_ppo.agents.plasticity.features import (
     srank,
     stable_rank,
 )
-from upgd_ppo.agents.plasticity.measure import Measurement, layer_activations, measure
+from upgd_ppo.agents.plasticity.measure import Measurement, measure
 from upgd_ppo.agents.plasticity.optimizer_statistics import (
     effective_step,
     plasticity,
@@ -62,7 +62,6 @@ __all__ = [
     "feature_statistics",
     "gradient_l2",
     "gradient_zero_fraction",
-    "layer_activations",
     "measure",
     "module_trainability",
     "plasticity",
