@@ -20,6 +20,7 @@ import tyro
 from upgd_ppo.agents.command_line.imports import import_environment, import_optimizer
 from upgd_ppo.agents.command_line.output import forgiving_output
 from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.methods.registry import names as method_names
 from upgd_ppo.agents.optimizers.registry import names
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.runs.run_directory import RunDirectory, check_fixed_settings, setting_changes
@@ -45,10 +46,13 @@ Examples:
   python train.py --env Ant-v4 --opt upgd
   python train.py --env Ant-v4 --opt adam --seeds 30 --steps 20e6
   python train.py --config ant --opt adam --epochs 20
+  python train.py --env Ant-v4 --opt adam --methods random_reset every=1000
   python train.py --resume runs/Ant-v4-upgd
   tensorboard --logdir runs
 
 Optimizers: {", ".join(names())}, and module.Class of your own.
+
+Methods: {", ".join(method_names())}.
 
 Tasks: {", ".join(TASKS)}, any other Gymnasium id, and module:Id of your own.
 
@@ -192,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     config, path = command.settings, runner.directory.path
     print(
-        f"Training {config.run.seeds} seed(s) of {config.run.opt} on {config.run.env} for"
+        f"Training {config.run.seeds} seed(s) of {config.run.arm} on {config.run.env} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
     if runner.agent.why_no_kernels:

@@ -12,6 +12,7 @@ from upgd_ppo.agents.kernels import switch as compiled
 from upgd_ppo.agents.networks.distribution import std_of_output
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
 from upgd_ppo.agents.networks.initialization import drawn_layer
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP, mlp_shapes
 from upgd_ppo.agents.random_streams import seed_of
 
@@ -77,6 +78,8 @@ class ActorCritic:
     @property
     def why_no_kernels(self) -> str | None:
         """What keeps the compiled kernels from being used, in a few words; None if nothing."""
+        if self.actor.keeps_features:
+            return "a method wants features"
         data = self.parameters.data
         if data.dtype != torch.float32:
             return f"{str(data.dtype).removeprefix('torch.')} parameters"
@@ -90,6 +93,21 @@ class ActorCritic:
         if self.activation_name not in kernels.ACTIVATIONS:
             return f"activation {self.activation_name}"
         return None
+
+    @property
+    def hidden_layers(self) -> list[Layer]:
+        """The hidden layers of both networks."""
+        return [*self.actor.hidden_layers, *self.critic.hidden_layers]
+
+    def keep_features(self) -> None:
+        """Leave the outputs of hidden layers in `features` from now on, which kernels do not."""
+        self.actor.keeps_features = self.critic.keeps_features = True
+
+    @property
+    def features(self) -> dict[Layer, Tensor]:
+        """What the hidden layers gave last, [S, B, units]; empty if it is not kept."""
+        outputs = [*self.actor.features, *self.critic.features]
+        return dict(zip(self.hidden_layers, outputs, strict=True)) if outputs else {}
 
     @property
     def log_std(self) -> Tensor:

@@ -20,9 +20,11 @@ from upgd_ppo.agents.command_line.imports import make_after_importing
 from upgd_ppo.agents.learners import observation
 from upgd_ppo.agents.learners.iteration_report import IterationReport
 from upgd_ppo.agents.learners.ppo import PPO
+from upgd_ppo.agents.methods import Methods, Networks, make_methods
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.optimizers import hyper_parameters_of
-from upgd_ppo.agents.optimizers.separate import make_optimizer
+from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
+from upgd_ppo.agents.optimizers.separate import SeparateOptimizers, make_optimizer
 from upgd_ppo.agents.plasticity.inspector import Inspection, Inspector
 from upgd_ppo.agents.population.workers import BlockProcess
 from upgd_ppo.agents.random_streams import RandomStreams, environment_seeds
@@ -177,7 +179,26 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         config.num_iterations,
         Inspector(config.plasticity, seeds),
         spec.clip_actions,
+        _methods(config, networks, optimizer, seeds),
     )
+
+
+def _methods(
+    config: TrainConfig,
+    networks: ActorCritic,
+    optimizer: PopulationOptimizer | SeparateOptimizers,
+    seeds: list[int],
+) -> Methods | None:
+    """What acts on the networks after the optimizer; None if nothing."""
+    if not config.run.methods:
+        return None
+    acted_on = Networks(
+        networks.hidden_layers,
+        networks.parameters.views,
+        optimizer.memory,
+        config.ppo.initialization,
+    )
+    return make_methods(config.run.methods, acted_on, seeds)
 
 
 def _merge_reports(reports: list[IterationReport], offsets: list[int]) -> IterationReport:

@@ -43,7 +43,7 @@ HARMLESS_SETTINGS = frozenset(
 """Settings that may change when a run is continued without changing its numbers."""
 FIXED_SETTINGS = frozenset(
     {
-        *("env", "opt", "seeds", "seed", "envs_per_seed", "rollout_steps"),
+        *("env", "opt", "methods", "seeds", "seed", "envs_per_seed", "rollout_steps"),
         *("hidden_sizes", "layer_norm", "normalize_observations", "normalize_rewards"),
         *("fixed_normalization_steps", "time_in_observation", "state_dependent_std"),
         *("squash_actions", "separate_optimizers"),
@@ -262,8 +262,8 @@ def versions() -> dict[str, Any]:
 
 
 def _unused_path(config: TrainConfig) -> Path:
-    env, opt = config.run.env.rpartition(":")[2], config.run.opt.rpartition(".")[2]
-    name = f"{env}-{opt}".replace("/", "_")
+    env, arm = config.run.env.rpartition(":")[2], config.run.arm.rpartition(".")[2]
+    name = f"{env}-{arm}".replace("/", "_")
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1

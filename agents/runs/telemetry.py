@@ -51,6 +51,7 @@ SCALAR_TAGS: dict[str, tuple[str, float]] = {
     "learning_rate": ("train/learning_rate", 1.0),
     "gradient_norm": ("train/gradient_norm", 1.0),
     "max_ratio": ("train/max_ratio", 1.0),
+    "units_renewed": ("train/units_renewed", 1.0),
 }
 
 
@@ -242,7 +243,11 @@ class Telemetry:
         columns = {
             RETURN_TAG: self.mean_returns,
             "rollout/ep_len_mean": np.array([_mean(recent, 1) for recent in self._recent]),
-            **{tag: sign * scalars[name] for name, (tag, sign) in SCALAR_TAGS.items()},
+            **{
+                tag: sign * scalars[name]
+                for name, (tag, sign) in SCALAR_TAGS.items()
+                if name in scalars
+            },
             "time/fps": np.full(len(self.seeds), fps / max(1, int(healthy.sum()))),
         }
         for member in np.flatnonzero(healthy):

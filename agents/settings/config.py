@@ -14,7 +14,7 @@ import tyro
 from upgd_ppo.agents.machine.cores import available_cores
 from upgd_ppo.agents.plasticity.early_warnings import WarningConfig
 from upgd_ppo.agents.plasticity.inspector import PlasticityConfig
-from upgd_ppo.agents.settings.flags import Count, Keywords, flag
+from upgd_ppo.agents.settings.flags import Count, Keywords, NamedKeywords, flag
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class RunConfig:
     opt_defaults: Annotated[Keywords, tyro.conf.Suppress] = field(default_factory=dict)
     """For presets that serve several optimizers: OPTIMIZER.KEY → value, a hyper-parameter of that
     optimizer alone; opt_kwargs go over it. Several presets are merged key by key."""
+    methods: NamedKeywords = field(default_factory=dict)
+    """What acts on the networks after the optimizer: names, each followed by its settings, such as
+    random_reset every=1000. Those of several presets act one after the other."""
     env_kwargs: Keywords = field(default_factory=dict)
     """Keyword arguments of the environment's constructor."""
     seeds: Count = 1
@@ -41,11 +44,16 @@ class RunConfig:
     steps: Count = 1_000_000
     """Environment steps per seed, rounded up to whole rollouts; 20e6 is understood."""
     out: Path | None = None
-    """Run directory; by default runs/ENV-OPT, numbered if that is taken."""
+    """Run directory; by default runs/ENV-OPT or runs/ENV-OPT+METHOD, numbered if that is taken."""
     threads: Count = 0
     """Threads for physics and learning together; 0 means the cores this process may use."""
     device: str = "cpu"
     """Where the networks learn: cpu, cuda, cuda:1, …; physics is always on the CPU."""
+
+    @property
+    def arm(self) -> str:
+        """What the arm is called: optimizer and methods, such as adam+random_reset."""
+        return "+".join([self.opt, *self.methods])
 
 
 @dataclass(frozen=True)
