@@ -329,4 +329,4 @@ def _finite(value: float) -> float | None:
 
 
 def _thresholds(config: TrainConfig) -> Thresholds:
-    return config.warnings.thresholds(config.ppo.activation)
+    return Thresholds.of(config.warnings, config.ppo.activation)
