@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from upgd_ppo.agents.networks.activations import ACTIVATIONS
 from upgd_ppo.agents.plasticity.rows import Row
 from upgd_ppo.agents.settings.config import WarningConfig
 
-BOUNDED = ("tanh", "hardtanh", "softsign", "sigmoid", "hardsigmoid")
+BOUNDED = [name for name, activation in ACTIVATIONS.items() if activation.bounded]
 """Nonlinearities that saturate on both sides, where half a layer saturated is alarming."""
 
 Place = tuple[int, str, str, str]
