@@ -23,7 +23,7 @@ from upgd_ppo.agents.command_line.output import forgiving_output
 from upgd_ppo.agents.command_line.shell import typed
 from upgd_ppo.agents.learners.learner import Learner
 from upgd_ppo.agents.optimizers.registry import names
-from upgd_ppo.agents.plasticity import EarlyWarningMonitor
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Thresholds
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.runs.run_directory import RunDirectory, check_fixed_settings, setting_changes
 from upgd_ppo.agents.runs.runner import Outcome, Runner, newest_state
@@ -154,7 +154,7 @@ def make_runner(
         directory,
         config.logging,
         f"{config.run.env} {config.run.opt}",
-        EarlyWarningMonitor(config.warnings.thresholds(config.ppo.activation)),
+        EarlyWarningMonitor(Thresholds.of(config.warnings, config.ppo.activation)),
         full=config.plasticity.tensorboard == "full",
         state=state,
     )

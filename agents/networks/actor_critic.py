@@ -11,7 +11,7 @@ from torch import Tensor
 from upgd_ppo.agents.kernels import switch as compiled
 from upgd_ppo.agents.networks.distribution import std_of_output
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
-from upgd_ppo.agents.networks.initialization import INITIALIZATIONS, Initialization
+from upgd_ppo.agents.networks.initialization import drawn_layer
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP, mlp_shapes
 from upgd_ppo.agents.random_streams import seed_of
 
@@ -28,9 +28,9 @@ class ActorCritic:
         observation_size: O.
         action_size: A.
         hidden_sizes: units of the hidden layers, the same for actor and critic.
-        activation: a key of `ACTIVATIONS`.
+        activation: one of `activations.TRAINABLE`.
         layer_norm: normalise the pre-activations of the hidden layers.
-        initialization: a key of `INITIALIZATIONS`.
+        initialization: a key of `initialization.INITIALIZATIONS`.
         state_dependent_std: the standard deviations are outputs of the actor.
 
     Attributes:
@@ -67,7 +67,7 @@ class ActorCritic:
         self.critic = StackedMLP(self.parameters, "critic", critic_sizes, activation, layer_norm)
         for member, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed_of(seed, "parameters"))
-            self._initialise(member, INITIALIZATIONS[initialization], generator)
+            self._initialise(member, initialization, generator)
 
     @property
     def uses_kernels(self) -> bool:
@@ -87,7 +87,7 @@ class ActorCritic:
         kernels = compiled.kernels()
         if kernels is None:
             return compiled.why_none()
-        if self.activation_name not in kernels.ACTIVATIONS:
+        if self.actor.activation.kernel is None:
             return f"activation {self.activation_name}"
         return None
 
@@ -116,19 +116,13 @@ class ActorCritic:
         inputs = torch.from_numpy(observations).to(self.parameters.data.device)
         return self.critic.forward(inputs).squeeze(-1).cpu().numpy()
 
-    def _initialise(
-        self, member: int, initialize: Initialization, generator: torch.Generator
-    ) -> None:
+    def _initialise(self, member: int, initialization: str, generator: torch.Generator) -> None:
         views = self.parameters.views
         for name, view in views.items():
             if name.endswith("norm_weight"):
                 view[member].fill_(1.0)
             elif name.endswith(".weight"):
                 layer = name.removesuffix(".weight")
-                weight, bias = (
-                    torch.zeros(views[f"{layer}.{kind}"].shape[1:], dtype=torch.float64)
-                    for kind in ("weight", "bias")
-                )
-                initialize(layer, weight, bias, generator)
+                weight, bias = drawn_layer(initialization, layer, view.shape[1:], generator)
                 view[member].copy_(weight)
                 views[f"{layer}.bias"][member].copy_(bias)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from upgd_ppo.agents.networks.layers import Layer
+
 Initialization = Callable[[str, Tensor, Tensor, torch.Generator], None]
 """(layer's name, weight [out, in], bias [out], generator): fills the last two, given as zeros."""
 
@@ -36,3 +38,37 @@ INITIALIZATIONS: dict[str, Initialization] = {
     "lecun_uniform": _lecun_uniform,
     "pytorch": _pytorch,
 }
+
+
+def drawn_layer(
+    initialization: str, name: str, shape: torch.Size, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A layer's weight [out, in] and bias [out], freshly drawn, in double precision.
+
+    Args:
+        initialization: a key of `INITIALIZATIONS`.
+        name: the layer's name, such as "actor.layer_1".
+        shape: of the weight.
+    """
+    weight = torch.zeros(shape, dtype=torch.float64)
+    bias = torch.zeros(shape[0], dtype=torch.float64)
+    INITIALIZATIONS[initialization](name, weight, bias, generator)
+    return weight, bias
+
+
+def fresh_units(
+    initialization: str, layer: Layer, shape: torch.Size, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Incoming weights [units, in] and biases [units] of a whole layer, as at initialisation.
+
+    A method that renews some units takes their rows. What else is theirs has no randomness: a
+    normalisation's weight is 1 and its bias 0, and outgoing weights start at 0, so that a renewed
+    unit changes no output.
+
+    Args:
+        initialization: a key of `INITIALIZATIONS`.
+        layer: whose units are renewed.
+        shape: of one member's incoming weights, (units, in).
+        generator: the member's own.
+    """
+    return drawn_layer(initialization, f"{layer.network}.{layer.name}", shape, generator)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from upgd_ppo.agents.optimizers.memory import Memory
 from upgd_ppo.agents.plasticity import (
     Measurement,
-    adam_direction,
     effective_step,
     gradient_l2,
     gradient_zero_fraction,
@@ -131,17 +131,10 @@ class _Sources:
     ) -> None:
         self.parameters = {name: p.detach() for name, p in policy.named_parameters()}
         self.initial, self.previous, self.gradients = initial, previous, gradients
-        names = {p: name for name, p in policy.named_parameters()}
-        self.utilities: dict[str, Tensor] = {}
-        self.scaled_utilities: dict[str, Tensor] = {}
-        self.directions: dict[str, Tensor] = {}
-        for optimizer in optimizers_of(policy):
-            if hasattr(optimizer, "utilities"):
-                for p, scaled in optimizer.utilities().items():
-                    self.scaled_utilities[names[p]] = scaled
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    self._read_state(names[p], optimizer.state.get(p, {}), group)
+        memory = Memory.of_model(optimizers_of(policy), dict(policy.named_parameters()))
+        self.utilities = memory.utilities()
+        self.scaled_utilities = memory.scaled_utilities()
+        self.directions = memory.directions()
 
     def of_layer(self, name: str) -> dict[str, Tensor]:
         """Statistics of one weight matrix beyond those that `measure` gives."""
@@ -166,25 +159,15 @@ class _Sources:
             *known,
         ) | self._optimizer_statistics(names)
 
-    def _read_state(self, name: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> None:
-        step = state.get("step", 0)
-        if not step:
-            return
-        if "utility" in state:
-            self.utilities[name] = state["utility"] / (1 - group["beta_utility"] ** int(step))
-        if "exp_avg" in state and "exp_avg_sq" in state:
-            self.directions[name] = adam_direction(
-                state["exp_avg"], state["exp_avg_sq"], step, group["betas"], group["eps"]
-            )
-
     def _optimizer_statistics(self, names: list[str]) -> dict[str, Tensor]:
         results: dict[str, Tensor] = {}
         if set(names) <= set(self.utilities):
-            results |= utility_statistics(self._listed(self.utilities, names))
+            results |= utility_statistics([self.utilities[name] for name in names])
         if set(names) <= set(self.scaled_utilities):
-            results |= scaled_utility_statistics(self._listed(self.scaled_utilities, names))
+            scaled = [self.scaled_utilities[name] for name in names]
+            results |= scaled_utility_statistics(scaled)
         if set(names) <= set(self.directions):
-            results["effective_step"] = effective_step(self._listed(self.directions, names))
+            results["effective_step"] = effective_step([self.directions[name] for name in names])
         return results
 
     @staticmethod
