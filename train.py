@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 # Before NumPy is imported: members are spread over threads here, never one product over several.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -20,8 +21,10 @@ import tyro
 from upgd_ppo.agents.command_line.imports import import_environment, import_optimizer
 from upgd_ppo.agents.command_line.output import forgiving_output
 from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.learners.learner import Learner
 from upgd_ppo.agents.methods.registry import names as method_names
 from upgd_ppo.agents.optimizers.registry import names
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Thresholds
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.runs.run_directory import RunDirectory, check_fixed_settings, setting_changes
 from upgd_ppo.agents.runs.runner import Outcome, Runner, newest_state
@@ -136,7 +139,29 @@ def set_up(command: Command) -> Runner:
         return _continue(command, config)
     # Before the directory is locked: its processes must not inherit the lock.
     population = Population(config)
-    return Runner(config, population, RunDirectory.create(config))
+    return make_runner(config, population, RunDirectory.create(config))
+
+
+def make_runner(
+    config: TrainConfig,
+    learner: Learner,
+    directory: RunDirectory,
+    state: dict[str, Any] | None = None,
+) -> Runner:
+    """The runner of an arm.
+
+    Args:
+        state: where a continued run goes on from: what `newest_state` gave.
+    """
+    return Runner(
+        learner,
+        directory,
+        config.logging,
+        f"{config.run.env} {config.run.arm}",
+        EarlyWarningMonitor(Thresholds.of(config.warnings, config.ppo.activation)),
+        full=config.plasticity.tensorboard == "full",
+        state=state,
+    )
 
 
 def _continue(command: Command, config: TrainConfig) -> Runner:
@@ -168,7 +193,7 @@ def _continue(command: Command, config: TrainConfig) -> Runner:
             f" {'; '.join(changes)}. Add --accept-changes to continue all the same."
         )
     try:
-        runner = Runner(config, population, directory, state)
+        runner = make_runner(config, population, directory, state)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
@@ -177,9 +202,10 @@ def _continue(command: Command, config: TrainConfig) -> Runner:
         ) from error
     if not finished:
         for change in changes:
-            runner.telemetry.event(0, runner.agent.steps, "changed", change)
+            runner.telemetry.event(0, runner.learner.steps, "changed", change)
         if changes:
-            runner.checkpoint()  # with the events: from now on the settings do not tell of them
+            # With the events: from now on the settings do not tell of them.
+            runner.keeper.checkpoint()
         directory.describe(config)
     return runner
 
@@ -199,9 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
         f"Training {config.run.seeds} seed(s) of {config.run.arm} on {config.run.env} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
-    if runner.agent.why_no_kernels:
-        print(f"Compiled kernels: not used: {runner.agent.why_no_kernels}.")
-    if not runner.agent.exact_state:
+    if runner.learner.why_no_kernels:
+        print(f"Compiled kernels: not used: {runner.learner.why_no_kernels}.")
+    if not runner.learner.exact_state:
         print(
             f"{config.run.env} cannot save its state exactly: if this run is interrupted and"
             " continued, its episodes will begin anew."
@@ -209,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         outcome = runner.run()
     except BaseException:
-        runner.agent.close()
+        runner.learner.close()
         raise
     if outcome is Outcome.UNSAVED:
         print(
@@ -241,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
             f" page. With --logdir {path.parent} the runs beside it are there, too."
         )
         code = 0
-    runner.agent.close()
+    runner.learner.close()
     return code
 
 

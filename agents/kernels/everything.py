@@ -2,11 +2,10 @@
 
 from upgd_ppo.agents.kernels.compile import tanh
 from upgd_ppo.agents.kernels.noise import fill_with_normals, philox
-from upgd_ppo.agents.kernels.ppo import ACTIVATIONS, ppo_gradient, scale_to_norm
+from upgd_ppo.agents.kernels.ppo import ppo_gradient, scale_to_norm
 from upgd_ppo.agents.kernels.upgd import adaptive_upgd
 
 __all__ = [
-    "ACTIVATIONS",
     "adaptive_upgd",
     "fill_with_normals",
     "philox",

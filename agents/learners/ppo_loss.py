@@ -184,7 +184,7 @@ def _compiled_gradient(
         parameters.gradient.numpy(),
         np.array(networks.actor.sizes),
         np.array(networks.critic.sizes),
-        kernels.ACTIVATIONS.index(networks.activation_name),
+        networks.actor.activation.kernel,
         *(minibatch[name].numpy() for name in names),
         np.float32(config.clip_coef),
         np.float32(config.value_coef),

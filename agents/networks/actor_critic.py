@@ -29,7 +29,7 @@ class ActorCritic:
         observation_size: O.
         action_size: A.
         hidden_sizes: units of the hidden layers, the same for actor and critic.
-        activation: a key of `ACTIVATIONS`.
+        activation: one of `activations.TRAINABLE`.
         layer_norm: normalise the pre-activations of the hidden layers.
         initialization: a key of `initialization.INITIALIZATIONS`.
         state_dependent_std: the standard deviations are outputs of the actor.
@@ -90,7 +90,7 @@ class ActorCritic:
         kernels = compiled.kernels()
         if kernels is None:
             return compiled.why_none()
-        if self.activation_name not in kernels.ACTIVATIONS:
+        if self.actor.activation.kernel is None:
             return f"activation {self.activation_name}"
         return None
 

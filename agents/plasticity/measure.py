@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from upgd_ppo.agents.plasticity.activations import known_activation
+from upgd_ppo.agents.networks.activations import known_activation
 from upgd_ppo.agents.plasticity.features import (
     MAX_SAMPLES,
     elementwise_statistics,

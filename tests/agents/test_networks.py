@@ -1,6 +1,7 @@
 """The stacked networks against PyTorch's own modules and automatic differentiation."""
 
 import math
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -8,9 +9,15 @@ import torch
 from scipy import stats
 from torch import nn
 
-from upgd_ppo.agents.networks.activations import ACTIVATIONS
+from upgd_ppo.agents.networks.activations import (
+    ACTIVATIONS,
+    TRAINABLE,
+    activation_named,
+    known_activation,
+)
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.networks.initialization import INITIALIZATIONS, fresh_units
+from upgd_ppo.agents.settings.config import PPOConfig
 
 MODULES = {
     "tanh": nn.Tanh,
@@ -41,7 +48,7 @@ def torch_module(networks, member, name, depth, activation, layer_norm):
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", TRAINABLE)
 @pytest.mark.parametrize("hidden_sizes", [(9,), (7, 5), (4, 8, 6)])
 def test_outputs_and_gradients_equal_those_of_pytorch_modules(activation, layer_norm, hidden_sizes):
     torch.manual_seed(0)
@@ -124,3 +131,40 @@ def test_fresh_units_of_the_pytorch_kind_are_those_of_a_linear_layer():
     linear = nn.Linear(7, 20, dtype=torch.float64)
     assert torch.equal(weight, linear.weight)
     assert torch.equal(bias, linear.bias)
+
+
+def test_the_settings_offer_the_activations_that_can_be_trained():
+    assert get_args(get_type_hints(PPOConfig)["activation"]) == TRAINABLE
+
+
+def test_an_activation_without_a_backward_pass_is_refused():
+    with pytest.raises(ValueError, match=r"no backward pass for 'gelu'.*tanh, relu"):
+        ActorCritic([0], 3, 2, (4,), "gelu")
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_function_module_and_derivatives_of_an_activation_agree(name):
+    """The table's entries against PyTorch's module of that name and automatic differentiation."""
+    activation = activation_named(name)
+    z = torch.linspace(-7.03, 7.05, 40, dtype=torch.float64, requires_grad=True)
+    if activation.module is None:
+        return
+    module = activation.module()
+    assert known_activation(type(module).__name__) == name
+    outputs = module.double()(z)
+    torch.testing.assert_close(activation.function(z), outputs)
+    if activation.derivatives:
+        [slope] = torch.autograd.grad(outputs.sum(), z, create_graph=True)
+        bend = torch.zeros_like(z)
+        if slope.requires_grad:
+            [bend] = torch.autograd.grad(slope.sum(), z)
+        first, second = activation.derivatives(module, z.detach(), outputs.detach())
+        torch.testing.assert_close(first, slope.detach())
+        torch.testing.assert_close(second, bend)
+
+
+def test_bounded_activations_are_those_whose_outputs_are_and_that_rest_nowhere():
+    z = torch.tensor([-1e6, 1e6])
+    for name, activation in ACTIVATIONS.items():
+        small = activation.function(z).abs().max() < 2
+        assert activation.bounded == bool(small), name

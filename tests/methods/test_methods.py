@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from upgd_ppo.agents.learners.make import make_learner
 from upgd_ppo.agents.methods import Method, Methods, Networks, make, make_methods, names, registry
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.optimizers.separate import make_optimizer
-from upgd_ppo.agents.population.population import Population, make_learner
+from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.settings.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("computed_by")

@@ -1,0 +1,91 @@
+"""Which learner an arm has, and everything that it needs."""
+
+from __future__ import annotations
+
+import math
+
+from gymnasium.spaces import Box
+
+from upgd_ppo import envs
+from upgd_ppo.agents.learners import observation
+from upgd_ppo.agents.learners.ppo import PPO
+from upgd_ppo.agents.methods import Networks, make_methods
+from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.optimizers import hyper_parameters_of
+from upgd_ppo.agents.optimizers.separate import make_optimizer
+from upgd_ppo.agents.plasticity.inspector import Inspector
+from upgd_ppo.agents.random_streams import RandomStreams, environment_seeds
+from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.envs.normalization import FixedNormalizeObservation, NormalizeReward
+
+
+def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO:
+    """A learner of the members with these seeds.
+
+    Raises:
+        ValueError: if the environment, the optimizer or one of their settings is unknown.
+    """
+    spec = config.environment
+    env = envs.make(
+        config.run.env,
+        num_members=len(seeds),
+        envs_per_member=spec.envs_per_seed,
+        threads=threads,
+        env_kwargs=config.run.env_kwargs,
+        task_infos=False,
+    )
+    env = observation.normalize(env, config, len(seeds))
+    if isinstance(env, FixedNormalizeObservation):
+        env.load_state_dict(observation.random_statistics(config, seeds, threads))
+    env = observation.append_time(env, config)
+    if spec.normalize_rewards:
+        env = NormalizeReward(env, num_members=len(seeds), gamma=config.ppo.gamma)
+    box = env.single_action_space
+    if config.ppo.squash_actions and not (isinstance(box, Box) and box.is_bounded()):
+        raise ValueError(
+            f"The actions of {config.run.env} are not bounded, so there is no box to squash them"
+            " into; leave out --squash-actions."
+        )
+    networks = ActorCritic(
+        seeds,
+        math.prod(env.single_observation_space.shape or ()),
+        math.prod(env.single_action_space.shape or ()),
+        config.ppo.hidden_sizes,
+        config.ppo.activation,
+        config.ppo.layer_norm,
+        device=config.run.device,
+        initialization=config.ppo.initialization,
+        state_dependent_std=config.ppo.state_dependent_std,
+    )
+    streams = RandomStreams.from_seeds(seeds, config.run.device)
+    optimizer = make_optimizer(
+        config.run.opt,
+        networks.parameters,
+        config.ppo.learning_rate,
+        streams.optimizer_noise,
+        hyper_parameters_of(config.run.opt, config.run.opt_defaults, config.run.opt_kwargs),
+        one_per_member=config.ppo.target_kl is not None,
+        separate=config.ppo.separate_optimizers,
+    )
+    methods = None
+    if config.run.methods:
+        acted_on = Networks(
+            networks.hidden_layers,
+            networks.parameters.views,
+            optimizer.memory,
+            config.ppo.initialization,
+        )
+        methods = make_methods(config.run.methods, acted_on, seeds)
+    return PPO(
+        seeds,
+        config.ppo,
+        env,
+        environment_seeds(seeds, spec.envs_per_seed),
+        networks,
+        optimizer,
+        streams,
+        config.num_iterations,
+        Inspector(config.plasticity, seeds),
+        spec.clip_actions,
+        methods,
+    )
