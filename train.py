@@ -21,6 +21,7 @@ import tyro
 from upgd_ppo.agents.command_line.imports import import_environment, import_optimizer
 from upgd_ppo.agents.command_line.output import forgiving_output
 from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.kernels.switch import announcement
 from upgd_ppo.agents.learners.learner import Learner
 from upgd_ppo.agents.methods.registry import names as method_names
 from upgd_ppo.agents.optimizers.registry import names
@@ -225,8 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"Training {config.run.seeds} seed(s) of {config.run.arm} on {config.run.env} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
-    if runner.learner.why_no_kernels:
-        print(f"Compiled kernels: not used: {runner.learner.why_no_kernels}.")
+    print(announcement(runner.learner.why_no_kernels))
     if not runner.learner.exact_state:
         print(
             f"{config.run.env} cannot save its state exactly: if this run is interrupted and"

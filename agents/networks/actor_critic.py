@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.kernels import switch
 from upgd_ppo.agents.networks.distribution import std_of_output
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
 from upgd_ppo.agents.networks.initialization import drawn_layer
@@ -71,28 +71,16 @@ class ActorCritic:
             self._initialise(member, initialization, generator)
 
     @property
-    def uses_kernels(self) -> bool:
-        """Whether compiled kernels are there and know networks like these."""
-        return self.why_no_kernels is None
-
-    @property
     def why_no_kernels(self) -> str | None:
-        """What keeps the compiled kernels from being used, in a few words; None if nothing."""
-        if self.actor.keeps_features:
-            return "a method wants features"
-        data = self.parameters.data
-        if data.dtype != torch.float32:
-            return f"{str(data.dtype).removeprefix('torch.')} parameters"
-        if data.device.type != "cpu":
-            return f"the device is {data.device}"
-        if self.actor.layer_norm:
-            return "layer normalisation"
-        kernels = compiled.kernels()
-        if kernels is None:
-            return compiled.why_none()
-        if self.actor.activation.kernel is None:
-            return f"activation {self.activation_name}"
-        return None
+        """What keeps the compiled gradient from being used, in a few words; None if nothing."""
+        return switch.why_not(
+            "ppo_gradient",
+            self.parameters.data,
+            activation=self.activation_name,
+            known=self.actor.activation.kernel is not None,
+            layer_norm=self.actor.layer_norm,
+            features=self.actor.keeps_features,
+        )
 
     @property
     def hidden_layers(self) -> list[Layer]:
