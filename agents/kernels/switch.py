@@ -31,7 +31,11 @@ KERNELS = {
 # ── What each kernel knows ──────────────────────────────────────────────────────────────────────
 
 
-def _why_not_ppo_gradient(activation: str, known: bool, layer_norm: bool) -> str | None:
+def _why_not_ppo_gradient(
+    activation: str, known: bool, layer_norm: bool, features: bool
+) -> str | None:
+    if features:
+        return "a method wants features"
     if layer_norm:
         return "layer normalisation"
     return None if known else f"activation {activation}"

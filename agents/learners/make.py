@@ -9,6 +9,7 @@ from gymnasium.spaces import Box
 from upgd_ppo import envs
 from upgd_ppo.agents.learners import observation
 from upgd_ppo.agents.learners.ppo import PPO
+from upgd_ppo.agents.methods import Networks, make_methods
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.optimizers import hyper_parameters_of
 from upgd_ppo.agents.optimizers.separate import make_optimizer
@@ -66,6 +67,15 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         one_per_member=config.ppo.target_kl is not None,
         separate=config.ppo.separate_optimizers,
     )
+    methods = None
+    if config.run.methods:
+        acted_on = Networks(
+            networks.hidden_layers,
+            networks.parameters.views,
+            optimizer.memory,
+            config.ppo.initialization,
+        )
+        methods = make_methods(config.run.methods, acted_on, seeds)
     return PPO(
         seeds,
         config.ppo,
@@ -77,4 +87,5 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         config.num_iterations,
         Inspector(config.plasticity, seeds),
         spec.clip_actions,
+        methods,
     )

@@ -12,6 +12,7 @@ from upgd_ppo.agents.kernels import switch
 from upgd_ppo.agents.networks.distribution import std_of_output
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
 from upgd_ppo.agents.networks.initialization import drawn_layer
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP, mlp_shapes
 from upgd_ppo.agents.random_streams import seed_of
 
@@ -78,7 +79,23 @@ class ActorCritic:
             activation=self.activation_name,
             known=self.actor.activation.kernel is not None,
             layer_norm=self.actor.layer_norm,
+            features=self.actor.keeps_features,
         )
+
+    @property
+    def hidden_layers(self) -> list[Layer]:
+        """The hidden layers of both networks."""
+        return [*self.actor.hidden_layers, *self.critic.hidden_layers]
+
+    def keep_features(self) -> None:
+        """Leave the outputs of hidden layers in `features` from now on, which kernels do not."""
+        self.actor.keeps_features = self.critic.keeps_features = True
+
+    @property
+    def features(self) -> dict[Layer, Tensor]:
+        """What the hidden layers gave last, [S, B, units]; empty if it is not kept."""
+        outputs = [*self.actor.features, *self.critic.features]
+        return dict(zip(self.hidden_layers, outputs, strict=True)) if outputs else {}
 
     @property
     def log_std(self) -> Tensor:

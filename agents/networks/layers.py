@@ -62,9 +62,11 @@ class Layer:
         incoming: the parameter [units, in] that makes them; [units, in, …] of a convolution.
         own: parameters [units] that are theirs: the bias, if there is one; weight and bias of a
             normalisation.
-        outgoing: the parameter [out, units] of the next layer; None if they do not go to one linear
-            layer and nowhere else.
+        outgoing: the parameter [out, units] of the next layer; None if they feed any but linear
+            layers, or none.
         next_bias: the parameter [out] that is added there, if there is one.
+        also_outgoing: the same of further linear layers that they feed, as the means and the
+            standard deviations of a policy may be.
     """
 
     network: str
@@ -75,6 +77,7 @@ class Layer:
     own: tuple[str, ...]
     outgoing: str | None = None
     next_bias: str | None = None
+    also_outgoing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,12 +199,16 @@ class _Run:
         weight: Tensor = self.module.weight  # type: ignore[assignment]
         transposed = isinstance(self.module, nn.modules.conv._ConvTransposeNd)
         units = weight.shape[1] if transposed else weight.shape[0]
-        outgoing, next_bias = None, None
-        if len(self.next_layers) == 1:
-            [(path, following)] = self.next_layers.items()
-            if isinstance(following, nn.Linear) and following.in_features == units:
-                outgoing = _joined(path, "weight")
-                next_bias = None if following.bias is None else _joined(path, "bias")
+        linear = all(
+            isinstance(following, nn.Linear) and following.in_features == units
+            for following in self.next_layers.values()
+        )
+        # The first of them is the next layer.
+        outgoing = [_joined(path, "weight") for path in self.next_layers] if linear else []
+        next_bias = None
+        if outgoing:
+            path, following = next(iter(self.next_layers.items()))
+            next_bias = None if following.bias is None else _joined(path, "bias")
         theirs = [(self.path, self.module, "bias")]
         theirs += [(path, norm, kind) for path, norm in self.norms.items() for kind in _PARTS]
         return Layer(
@@ -215,8 +222,9 @@ class _Run:
                 for path, part, kind in theirs
                 if getattr(getattr(part, kind, None), "shape", None) == (units,)
             ),
-            outgoing=outgoing,
+            outgoing=outgoing[0] if outgoing else None,
             next_bias=next_bias,
+            also_outgoing=tuple(outgoing[1:]),
         )
 
 

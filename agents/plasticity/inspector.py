@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,28 +20,10 @@ from upgd_ppo.agents.plasticity import (
 )
 from upgd_ppo.agents.plasticity.inspection import Inspection
 from upgd_ppo.agents.plasticity.population_statistics import Key
+from upgd_ppo.agents.settings.config import PlasticityConfig
 
 HISTOGRAM_BINS = 30
 """As many as TensorBoard itself makes."""
-
-
-@dataclass(frozen=True)
-class PlasticityConfig:
-    """What is measured of each layer, how often, and how much of it TensorBoard shows.
-
-    The first and the last iteration are always measured.
-    """
-
-    statistics_every: int = 10
-    """Iterations between two measurements of every layer's statistics; 0 turns them off."""
-    histograms_every: int = 50
-    """Iterations between two histograms of weights, activations and utilities, which
-    --tensorboard full shows; 0 for none."""
-    probe_every: int = 0
-    """Iterations between two trainability probes, which are expensive; 0 for none."""
-    tensorboard: Literal["brief", "full"] = "brief"
-    """What TensorBoard shows: brief is some twenty curves a seed and the bands over seeds; full is
-    every statistic of every layer, and histograms. The records hold every statistic in any case."""
 
 
 class Inspector:

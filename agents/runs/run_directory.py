@@ -23,8 +23,9 @@ from upgd_ppo.agents.machine.whole_files import (
     sync_folder,
     write_whole,
 )
-from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.agents.settings.config import TrainConfig, settings_with
 from upgd_ppo.agents.settings.flags import flag
+from upgd_ppo.agents.settings.markers import FIXED, HARMLESS
 from upgd_ppo.agents.settings.presets import load_preset, read_settings, read_text
 
 try:
@@ -34,22 +35,6 @@ except ModuleNotFoundError:  # on Windows, where nothing locks
 
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
-HARMLESS_SETTINGS = frozenset(
-    {
-        *("steps", "out", "threads", "print_every", "checkpoint_every", "keep_checkpoints"),
-        *("probe_every", "histograms_every", "tensorboard"),
-    }
-)
-"""Settings that may change when a run is continued without changing its numbers."""
-FIXED_SETTINGS = frozenset(
-    {
-        *("env", "opt", "seeds", "seed", "envs_per_seed", "rollout_steps"),
-        *("hidden_sizes", "layer_norm", "normalize_observations", "normalize_rewards"),
-        *("fixed_normalization_steps", "time_in_observation", "state_dependent_std"),
-        *("squash_actions", "separate_optimizers"),
-    }
-)
-"""Settings that never change: a checkpoint fits these alone, or a run would bear a wrong name."""
 OLD_LAST_SETTING = "warn_kl"
 """What the settings ended with before their end was marked."""
 
@@ -201,10 +186,11 @@ class RunDirectory:
 def setting_changes(before: TrainConfig, now: TrainConfig) -> list[str]:
     """The settings that differ, each as a phrase, without those that change no number."""
     old, new = before.to_flat(), now.to_flat()
+    harmless = settings_with(HARMLESS)
     return [
         f"{flag(name)} {_shown(old[name])} → {_shown(new[name])}"
         for name in old
-        if old[name] != new[name] and name not in HARMLESS_SETTINGS
+        if old[name] != new[name] and name not in harmless
     ]
 
 
@@ -215,7 +201,8 @@ def check_fixed_settings(path: Path, before: TrainConfig, now: TrainConfig) -> N
         ValueError: naming the settings.
     """
     old, new = before.to_flat(), now.to_flat()
-    changed = [name for name in old if old[name] != new[name] and name in FIXED_SETTINGS]
+    fixed = settings_with(FIXED)
+    changed = [name for name in old if old[name] != new[name] and name in fixed]
     if (before.ppo.target_kl is None) != (now.ppo.target_kl is None):
         changed.append("target_kl")
     if changed:
@@ -266,8 +253,8 @@ def versions() -> dict[str, Any]:
 
 
 def _unused_path(config: TrainConfig) -> Path:
-    env, opt = config.run.env.rpartition(":")[2], config.run.opt.rpartition(".")[2]
-    name = f"{env}-{opt}".replace("/", "_")
+    env, arm = config.run.env.rpartition(":")[2], config.run.arm.rpartition(".")[2]
+    name = f"{env}-{arm}".replace("/", "_")
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1

@@ -67,11 +67,10 @@ def test_a_unit_without_outgoing_weights_may_become_another_and_nobody_sees_it(n
     x = torch.randn(9, 5)
     net = net.eval()
     for layer in layers_of(net, x):
-        if layer.outgoing is None:
-            continue
         parameters = dict(net.named_parameters())
         with torch.no_grad():
-            parameters[layer.outgoing][:, 2] = 0
+            for outgoing in (layer.outgoing, *layer.also_outgoing):
+                parameters[outgoing][:, 2] = 0
             before = net(x)
             parameters[layer.incoming][2].normal_()
             if layer.own[1:]:  # a layer norm mixes units; its own parameters do not
@@ -82,10 +81,13 @@ def test_a_unit_without_outgoing_weights_may_become_another_and_nobody_sees_it(n
             torch.testing.assert_close(net(x), before)
 
 
-def test_units_that_go_to_more_than_one_linear_layer_have_no_outgoing_weights():
+def test_units_may_go_to_more_than_one_linear_layer():
     first, *_ = layers_of(TwoWays(), torch.randn(9, 5))
     assert first.incoming == "first.weight"
-    assert first.outgoing is None
+    assert (first.outgoing, first.also_outgoing) == ("second.weight", ("side.weight",))
+
+
+def test_units_that_go_elsewhere_than_to_linear_layers_have_no_outgoing_weights():
     conv = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 3, 2))
     [channels] = layers_of(conv, torch.randn(9, 2, 5))
     assert (channels.units, channels.outgoing) == (4, None)
