@@ -153,7 +153,7 @@ def make_runner(
         learner,
         directory,
         config.logging,
-        f"{config.run.env} {config.run.opt}",
+        f"{config.task} {config.run.opt}",
         EarlyWarningMonitor(Thresholds.of(config.warnings, config.ppo.activation)),
         full=config.plasticity.tensorboard == "full",
         state=state,
@@ -218,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     config, path = command.settings, runner.directory.path
     print(
-        f"Training {config.run.seeds} seed(s) of {config.run.opt} on {config.run.env} for"
+        f"Training {config.run.seeds} seed(s) of {config.run.opt} on {config.task} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
     if runner.learner.why_no_kernels:

@@ -8,22 +8,34 @@ from gymnasium.spaces import Box
 
 from upgd_ppo import envs
 from upgd_ppo.agents.learners import observation
+from upgd_ppo.agents.learners.learner import Learner
 from upgd_ppo.agents.learners.ppo import PPO
+from upgd_ppo.agents.learners.supervised import NETWORK, Supervised
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
+from upgd_ppo.agents.networks.flat_parameters import FlatParameters
+from upgd_ppo.agents.networks.initialization import initialise
+from upgd_ppo.agents.networks.stacked_mlp import StackedMLP, mlp_shapes
 from upgd_ppo.agents.optimizers import hyper_parameters_of
 from upgd_ppo.agents.optimizers.separate import make_optimizer
 from upgd_ppo.agents.plasticity.inspector import Inspector
-from upgd_ppo.agents.random_streams import RandomStreams, environment_seeds
+from upgd_ppo.agents.random_streams import RandomStreams, environment_seeds, generators
 from upgd_ppo.agents.settings.config import TrainConfig
 from upgd_ppo.envs.normalization import FixedNormalizeObservation, NormalizeReward
+from upgd_ppo.streams.regression import RegressionStream
 
 
-def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO:
-    """A learner of the members with these seeds.
+def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> Learner:
+    """A learner of the members with these seeds: of a stream if there is one, else PPO.
 
     Raises:
         ValueError: if the environment, the optimizer or one of their settings is unknown.
     """
+    make = make_supervised if config.stream.stream else make_ppo
+    return make(config, seeds, threads)
+
+
+def make_ppo(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO:
+    """See `make_learner`."""
     spec = config.environment
     env = envs.make(
         config.run.env,
@@ -77,4 +89,32 @@ def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO
         config.num_iterations,
         Inspector(config.plasticity, seeds),
         spec.clip_actions,
+    )
+
+
+def make_supervised(config: TrainConfig, seeds: list[int], threads: int = 1) -> Supervised:
+    """See `make_learner`."""
+    settings, device = config.ppo, config.run.device
+    sizes = (RegressionStream.input_size, *settings.hidden_sizes, 1)
+    shapes = mlp_shapes(NETWORK, sizes, settings.layer_norm)
+    parameters = FlatParameters(shapes, len(seeds), device=device)
+    initialise(parameters, seeds, settings.initialization)
+    optimizer = make_optimizer(
+        config.run.opt,
+        parameters,
+        settings.learning_rate,
+        generators(seeds, "optimizer_noise", device),
+        hyper_parameters_of(config.run.opt, config.run.opt_defaults, config.run.opt_kwargs),
+    )
+    return Supervised(
+        seeds,
+        RegressionStream(generators(seeds, "stream"), config.stream.change_every),
+        StackedMLP(parameters, NETWORK, sizes, settings.activation, settings.layer_norm),
+        optimizer,
+        settings.rollout_steps,
+        settings.minibatches,
+        settings.learning_rate,
+        settings.anneal,
+        config.num_iterations,
+        Inspector(config.plasticity, seeds),
     )
