@@ -19,6 +19,8 @@ from upgd_ppo.agents.learners.learner import Scalar
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP
 from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
+from upgd_ppo.agents.optimizers.separate import SeparateOptimizers
+from upgd_ppo.agents.plasticity.inspection import Inspection
 from upgd_ppo.agents.plasticity.inspector import Inspector
 from upgd_ppo.streams.regression import RegressionStream
 
@@ -59,7 +61,7 @@ class Supervised:
         seeds: list[int],
         stream: RegressionStream,
         network: StackedMLP,
-        optimizer: PopulationOptimizer,
+        optimizer: PopulationOptimizer | SeparateOptimizers,
         samples: int,
         minibatches: int,
         learning_rate: float,
@@ -102,16 +104,6 @@ class Supervised:
             Episode(int(member), self.steps, -float(mean_loss[member]), self.samples, False)
             for member in np.flatnonzero(self.healthy)
         ]
-        inspection = self.inspector and self.inspector.inspect(
-            self.iteration,
-            {NETWORK: self.network},
-            self.optimizer,
-            inputs,
-            initial=self.initial_parameters,
-            previous=self.previous_parameters,
-            gradient=self.parameters.gradient,
-            is_last=self.iteration == self.total_iterations,
-        )
         return IterationReport(
             scalars={
                 "loss": mean_loss,
@@ -120,7 +112,26 @@ class Supervised:
             },
             episodes=episodes,
             halted=halted,
-            inspection=inspection,
+            inspection=self.inspect(inputs),
+        )
+
+    def inspect(self, inputs: Tensor) -> Inspection | None:
+        """Plasticity statistics of the members' networks, if they are due; changes nothing.
+
+        Args:
+            inputs: [S, samples, inputs], what they have just learned from.
+        """
+        if self.inspector is None:
+            return None
+        return self.inspector.inspect(
+            self.iteration,
+            {NETWORK: self.network},
+            self.optimizer,
+            inputs,
+            initial=self.initial_parameters,
+            previous=self.previous_parameters,
+            gradient=self.parameters.gradient,
+            is_last=self.iteration == self.total_iterations,
         )
 
     def update(self, inputs: Tensor, targets: Tensor) -> tuple[NDArray, NDArray]:

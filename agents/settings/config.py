@@ -337,7 +337,7 @@ OF_STREAMS = (
 
 def _check_stream(config: TrainConfig) -> None:
     """Refuse what would silently do nothing."""
-    default, stream = TrainConfig().to_flat(), flag("stream")
+    default = TrainConfig().to_flat()
     of_environments = [
         *("env", "env_kwargs"),
         *(setting.name for setting in dataclasses.fields(EnvironmentConfig)),
@@ -346,8 +346,8 @@ def _check_stream(config: TrainConfig) -> None:
     for name, value in config.to_flat().items():
         if name in of_environments and value != default[name]:
             raise ValueError(
-                f"{flag(name)} is of environments, and {stream} {config.stream.stream} learns none;"
-                " leave one of them out."
+                f"{flag(name)} has no effect on a stream: leave it out, or --stream"
+                f" {config.stream.stream}."
             )
 
 
