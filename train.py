@@ -21,7 +21,9 @@ import tyro
 from upgd_ppo.agents.command_line.imports import import_environment, import_optimizer
 from upgd_ppo.agents.command_line.output import forgiving_output
 from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.kernels.switch import announcement
 from upgd_ppo.agents.learners.learner import Learner
+from upgd_ppo.agents.methods.registry import names as method_names
 from upgd_ppo.agents.optimizers.registry import names
 from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Thresholds
 from upgd_ppo.agents.population.population import Population
@@ -48,10 +50,13 @@ Examples:
   python train.py --env Ant-v4 --opt upgd
   python train.py --env Ant-v4 --opt adam --seeds 30 --steps 20e6
   python train.py --config ant --opt adam --epochs 20
+  python train.py --env Ant-v4 --opt adam --methods random_reset every=1000
   python train.py --resume runs/Ant-v4-upgd
   tensorboard --logdir runs
 
 Optimizers: {", ".join(names())}, and module.Class of your own.
+
+Methods: {", ".join(method_names())}.
 
 Tasks: {", ".join(TASKS)}, any other Gymnasium id, and module:Id of your own.
 
@@ -153,7 +158,7 @@ def make_runner(
         learner,
         directory,
         config.logging,
-        f"{config.task} {config.run.opt}",
+        f"{config.task} {config.run.arm}",
         EarlyWarningMonitor(Thresholds.of(config.warnings, config.ppo.activation)),
         full=config.plasticity.tensorboard == "full",
         state=state,
@@ -218,11 +223,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     config, path = command.settings, runner.directory.path
     print(
-        f"Training {config.run.seeds} seed(s) of {config.run.opt} on {config.task} for"
+        f"Training {config.run.seeds} seed(s) of {config.run.arm} on {config.task} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
-    if runner.learner.why_no_kernels:
-        print(f"Compiled kernels: not used: {runner.learner.why_no_kernels}.")
+    print(announcement(runner.learner.why_no_kernels))
     if not runner.learner.exact_state:
         print(
             f"{config.run.env} cannot save its state exactly: if this run is interrupted and"

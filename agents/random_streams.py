@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,12 @@ PURPOSES = (
     "minibatch_order",
     "optimizer_noise",
     "observation_statistics",
+    "methods",
     "stream",
 )
 
 
-def seed_of(seed: int, purpose: str) -> int:
+def seed_of(seed: int, purpose: str, part: str = "") -> int:
     """The 63-bit seed of one member's stream for one purpose.
 
     A purpose's stream depends on the member's seed and on the purpose alone, so neither the
@@ -27,11 +29,15 @@ def seed_of(seed: int, purpose: str) -> int:
     Args:
         seed: the member's seed, ≥ 0.
         purpose: one of `PURPOSES`.
+        part: of a purpose that has several, by name: none changes what another draws.
 
     Raises:
         ValueError: if the purpose is unknown.
     """
-    key = np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose),))
+    place = [PURPOSES.index(purpose)]
+    if part:
+        place.append(zlib.crc32(part.encode()))
+    key = np.random.SeedSequence(seed, spawn_key=tuple(place))
     return int(key.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from upgd_ppo.analysis.arm import Arm
 
-IGNORED_PREFIXES = ("opt", "optimizer", "warn")
-"""`opt`, `opt_kwargs`, `optimizer_…`: what arms are meant to differ in; `warn_…`: when to warn."""
+IGNORED_PREFIXES = ("opt", "optimizer", "methods", "warn")
+"""`opt`, `opt_kwargs`, `optimizer_…`, `methods`: what arms are meant to differ in; `warn_…`: when
+to warn."""
 BOOKKEEPING = frozenset(
     [
         *("seed", "seeds", "out", "device", "threads", "log_every", "print_every"),

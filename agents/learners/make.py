@@ -11,12 +11,16 @@ from upgd_ppo.agents.learners import observation
 from upgd_ppo.agents.learners.learner import Learner
 from upgd_ppo.agents.learners.ppo import PPO
 from upgd_ppo.agents.learners.supervised import NETWORK, Supervised
+from upgd_ppo.agents.methods import Networks, make_methods
+from upgd_ppo.agents.methods.acting import Methods
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
 from upgd_ppo.agents.networks.initialization import initialise
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP, mlp_shapes
 from upgd_ppo.agents.optimizers import hyper_parameters_of
-from upgd_ppo.agents.optimizers.separate import make_optimizer
+from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
+from upgd_ppo.agents.optimizers.separate import SeparateOptimizers, make_optimizer
 from upgd_ppo.agents.plasticity.inspector import Inspector
 from upgd_ppo.agents.random_streams import RandomStreams, environment_seeds, generators
 from upgd_ppo.agents.settings.config import TrainConfig
@@ -89,6 +93,7 @@ def make_ppo(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO:
         config.num_iterations,
         Inspector(config.plasticity, seeds),
         spec.clip_actions,
+        _methods(config, seeds, networks.hidden_layers, networks.parameters, optimizer),
     )
 
 
@@ -106,10 +111,11 @@ def make_supervised(config: TrainConfig, seeds: list[int], threads: int = 1) -> 
         generators(seeds, "optimizer_noise", device),
         hyper_parameters_of(config.run.opt, config.run.opt_defaults, config.run.opt_kwargs),
     )
+    network = StackedMLP(parameters, NETWORK, sizes, settings.activation, settings.layer_norm)
     return Supervised(
         seeds,
         RegressionStream(generators(seeds, "stream"), config.stream.change_every),
-        StackedMLP(parameters, NETWORK, sizes, settings.activation, settings.layer_norm),
+        network,
         optimizer,
         settings.rollout_steps,
         settings.minibatches,
@@ -117,4 +123,19 @@ def make_supervised(config: TrainConfig, seeds: list[int], threads: int = 1) -> 
         settings.anneal,
         config.num_iterations,
         Inspector(config.plasticity, seeds),
+        _methods(config, seeds, network.hidden_layers, parameters, optimizer),
     )
+
+
+def _methods(
+    config: TrainConfig,
+    seeds: list[int],
+    layers: list[Layer],
+    parameters: FlatParameters,
+    optimizer: PopulationOptimizer | SeparateOptimizers,
+) -> Methods | None:
+    """What acts on the networks after the optimizer's steps, if anything does."""
+    if not config.run.methods:
+        return None
+    acted_on = Networks(layers, parameters.views, optimizer.memory, config.ppo.initialization)
+    return make_methods(config.run.methods, acted_on, seeds)

@@ -32,6 +32,7 @@ from upgd_ppo.agents.learners.ppo_loss import (
     normalize_rollout,
 )
 from upgd_ppo.agents.learners.rollout import generalized_advantages
+from upgd_ppo.agents.methods.acting import Methods
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
 from upgd_ppo.agents.optimizers.separate import SeparateOptimizers
@@ -63,6 +64,7 @@ SCALARS = (
     Scalar("learning_rate", "train/learning_rate"),
     Scalar("gradient_norm", "train/gradient_norm"),
     Scalar("max_ratio", "train/max_ratio"),
+    Scalar("units_renewed", "train/units_renewed"),  # where methods act
 )
 
 
@@ -80,6 +82,7 @@ class PPO:
         total_iterations: iterations of the whole run, over which the learning rate is annealed.
         inspector: measures the networks, after the iterations in which that is due.
         clip_actions: to the box, before the environment and its reward see them.
+        methods: act on the networks after every step of the optimizer.
     """
 
     name = "ppo"
@@ -98,6 +101,7 @@ class PPO:
         total_iterations: int,
         inspector: Inspector | None = None,
         clip_actions: bool = True,
+        methods: Methods | None = None,
     ) -> None:
         self.seeds = seeds
         self.config = config
@@ -106,6 +110,9 @@ class PPO:
         self.streams = streams
         self.total_iterations = total_iterations
         self.inspector = inspector
+        self.methods = methods
+        if methods is not None and methods.wants_features:
+            networks.keep_features()
         self.iteration = 0
         self.collector = Collector(
             env,
@@ -164,6 +171,7 @@ class PPO:
                 ),
                 "std": self._stds().mean(1).cpu().numpy(),
                 "learning_rate": np.full(self.num_members, learning_rate),
+                **(self.methods.scalars if self.methods is not None else {}),
             },
             episodes=episodes,
             halted=self._halt_sick_members(log),
@@ -294,8 +302,10 @@ class PPO:
                         break
                 minibatches.append(terms)
                 taken.append(active.copy())
-                # Step
+                # Step, and let methods act
                 self.optimizer.step(None if active.all() else active)
+                if self.methods is not None:
+                    self.methods.after_step(active & self.healthy, self.networks.features)
             # What the minibatches were like
             if minibatches:
                 log.append(minibatch_statistics(minibatches, config.clip_coef))
@@ -338,6 +348,7 @@ class PPO:
             "random_streams": self.streams.state_dict(),
             **self.collector.state_dict(),
             "healthy": self.healthy.copy(),
+            "methods": {} if self.methods is None else self.methods.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -350,6 +361,8 @@ class PPO:
         self.initial_parameters.copy_(state["initial_parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.streams.load_state_dict(state["random_streams"])
+        if self.methods is not None:
+            self.methods.load_state_dict(state["methods"])
         self.healthy[:] = state["healthy"]
         self.collector.load_state_dict(state, self.iteration)
         self.collector.exclude(~self.healthy)

@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.kernels import switch
 from upgd_ppo.agents.learners.health import first_signs
 from upgd_ppo.agents.learners.iteration_report import Episode, IterationReport
 from upgd_ppo.agents.learners.learner import Scalar
+from upgd_ppo.agents.methods.acting import Methods
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP
 from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
 from upgd_ppo.agents.optimizers.separate import SeparateOptimizers
@@ -45,6 +47,7 @@ class Supervised:
         anneal: decrease it linearly to 0 over the run.
         total_iterations: iterations of the whole run.
         inspector: measures the network, after the iterations in which that is due.
+        methods: act on the network after every step of the optimizer.
     """
 
     name = "supervised"
@@ -52,6 +55,7 @@ class Supervised:
         Scalar("loss", "train/loss", band="loss of an iteration"),
         Scalar("gradient_norm", "train/gradient_norm"),
         Scalar("learning_rate", "train/learning_rate"),
+        Scalar("units_renewed", "train/units_renewed"),  # where methods act
     )
     performance = "negative loss"
     exact_state = True
@@ -68,6 +72,7 @@ class Supervised:
         anneal: bool,
         total_iterations: int,
         inspector: Inspector | None = None,
+        methods: Methods | None = None,
     ) -> None:
         self.seeds = seeds
         self.stream = stream
@@ -79,6 +84,9 @@ class Supervised:
         self.anneal = anneal
         self.total_iterations = total_iterations
         self.inspector = inspector
+        self.methods = methods
+        if methods is not None and methods.wants_features:
+            network.keeps_features = True
         self.iteration = 0
         self.healthy = np.ones(len(seeds), dtype=bool)
         self.parameters: FlatParameters = network.parameters
@@ -109,6 +117,7 @@ class Supervised:
                 "loss": mean_loss,
                 "gradient_norm": gradient_norms.mean(0),
                 "learning_rate": np.full(len(self.seeds), learning_rate),
+                **(self.methods.scalars if self.methods is not None else {}),
             },
             episodes=episodes,
             halted=halted,
@@ -154,8 +163,10 @@ class Supervised:
             # Gradient of the mean squared error
             self.network.backward(errors * (2 / errors[0].numel()))
             norms.append(torch.linalg.vector_norm(self.parameters.gradient, dim=1))
-            # Step
+            # Step, and let methods act
             self.optimizer.step()
+            if self.methods is not None:
+                self.methods.after_step(self.healthy, self.features)
         return torch.stack(losses).double().cpu().numpy(), torch.stack(norms).double().cpu().numpy()
 
     @property
@@ -164,6 +175,12 @@ class Supervised:
         if not self.anneal:
             return self.initial_learning_rate
         return self.initial_learning_rate * max(0.0, 1.0 - self.iteration / self.total_iterations)
+
+    @property
+    def features(self) -> dict[Layer, Tensor]:
+        """What the hidden layers gave last, [S, B, units]; empty if it is not kept."""
+        outputs = self.network.features
+        return dict(zip(self.network.hidden_layers, outputs, strict=True)) if outputs else {}
 
     @property
     def steps(self) -> int:
@@ -180,7 +197,7 @@ class Supervised:
         """What keeps the compiled kernels, the optimizer's, from being used; None if nothing."""
         if self.device.type != "cpu":
             return f"the device is {self.device}"
-        return None if compiled.kernels() else compiled.why_none()
+        return None if switch.kernels() else switch.why_none()
 
     def _halt_sick_members(self, losses: NDArray) -> list[tuple[int, str]]:
         """Find members that became non-finite, and park them at their last good weights."""
@@ -206,6 +223,7 @@ class Supervised:
             "parameters": self.parameters.data.clone(),
             "initial_parameters": self.initial_parameters.clone(),
             "optimizer": self.optimizer.state_dict(),
+            "methods": {} if self.methods is None else self.methods.state_dict(),
             "stream": self.stream.state_dict(),
             "healthy": self.healthy.copy(),
         }
@@ -217,6 +235,8 @@ class Supervised:
         self.initial_parameters.copy_(state["initial_parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.stream.load_state_dict(state["stream"])
+        if self.methods is not None:
+            self.methods.load_state_dict(state["methods"])
         self.healthy[:] = state["healthy"]
 
     def close(self) -> None:

@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.kernels import switch
 from upgd_ppo.agents.networks.distribution import std_of_output
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
 from upgd_ppo.agents.networks.initialization import initialise
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP, mlp_shapes
 
 
@@ -67,26 +68,31 @@ class ActorCritic:
         initialise(self.parameters, seeds, initialization)
 
     @property
-    def uses_kernels(self) -> bool:
-        """Whether compiled kernels are there and know networks like these."""
-        return self.why_no_kernels is None
+    def why_no_kernels(self) -> str | None:
+        """What keeps the compiled gradient from being used, in a few words; None if nothing."""
+        return switch.why_not(
+            "ppo_gradient",
+            self.parameters.data,
+            activation=self.activation_name,
+            known=self.actor.activation.kernel is not None,
+            layer_norm=self.actor.layer_norm,
+            features=self.actor.keeps_features,
+        )
 
     @property
-    def why_no_kernels(self) -> str | None:
-        """What keeps the compiled kernels from being used, in a few words; None if nothing."""
-        data = self.parameters.data
-        if data.dtype != torch.float32:
-            return f"{str(data.dtype).removeprefix('torch.')} parameters"
-        if data.device.type != "cpu":
-            return f"the device is {data.device}"
-        if self.actor.layer_norm:
-            return "layer normalisation"
-        kernels = compiled.kernels()
-        if kernels is None:
-            return compiled.why_none()
-        if self.actor.activation.kernel is None:
-            return f"activation {self.activation_name}"
-        return None
+    def hidden_layers(self) -> list[Layer]:
+        """The hidden layers of both networks."""
+        return [*self.actor.hidden_layers, *self.critic.hidden_layers]
+
+    def keep_features(self) -> None:
+        """Leave the outputs of hidden layers in `features` from now on, which kernels do not."""
+        self.actor.keeps_features = self.critic.keeps_features = True
+
+    @property
+    def features(self) -> dict[Layer, Tensor]:
+        """What the hidden layers gave last, [S, B, units]; empty if it is not kept."""
+        outputs = [*self.actor.features, *self.critic.features]
+        return dict(zip(self.hidden_layers, outputs, strict=True)) if outputs else {}
 
     @property
     def log_std(self) -> Tensor:

@@ -22,6 +22,8 @@ class Layer:
         outgoing: the parameter [S, out, units] of the next layer; None if they feed no linear
             layer.
         next_bias: the parameter [S, out] that is added there, if there is one.
+        also_outgoing: the same of further linear layers that they feed, as the means and the
+            standard deviations of a policy may be.
     """
 
     network: str
@@ -32,3 +34,4 @@ class Layer:
     own: tuple[str, ...]
     outgoing: str | None
     next_bias: str | None
+    also_outgoing: tuple[str, ...] = ()

@@ -41,6 +41,10 @@ class StackedMLP:
         sizes: inputs, units of each hidden layer, outputs.
         activation: one of `activations.TRAINABLE`.
         layer_norm: normalise pre-activations (Ba et al., 2016).
+
+    Attributes:
+        keeps_features: `forward` leaves the hidden layers' activations in `features`.
+        features: [S, B, units] of every hidden layer.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class StackedMLP:
         self.activation_name = activation
         self.activation = training_of(activation)
         self.layer_norm = layer_norm
+        self.keeps_features = False
+        self.features: list[Tensor] = []
         self._saved: list[tuple[Tensor, ...]] = []
 
     @property
@@ -92,6 +98,8 @@ class StackedMLP:
             activations = self.activation.forward(z)
             self._saved.append((h, z, activations, normalised, inverse_std))
             h = activations
+        if self.keeps_features:
+            self.features = [saved[2] for saved in self._saved]
         return self._linear(self.output_layer, h)
 
     def backward(self, gradient: Tensor) -> None:

@@ -253,8 +253,8 @@ def versions() -> dict[str, Any]:
 
 
 def _unused_path(config: TrainConfig) -> Path:
-    env, opt = config.task.rpartition(":")[2], config.run.opt.rpartition(".")[2]
-    name = f"{env}-{opt}".replace("/", "_")
+    env, arm = config.task.rpartition(":")[2], config.run.arm.rpartition(".")[2]
+    name = f"{env}-{arm}".replace("/", "_")
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from upgd_ppo.agents.machine.cores import available_cores
-from upgd_ppo.agents.settings.flags import Count, Keywords, flag
+from upgd_ppo.agents.settings.flags import Count, Keywords, NamedKeywords, flag
 from upgd_ppo.agents.settings.markers import BOOKKEEPING, FIXED, HARMLESS, Range, Role
 
 MOST_SAMPLES = 10**9
@@ -40,6 +40,9 @@ class RunConfig:
     opt_defaults: Annotated[Keywords, tyro.conf.Suppress] = field(default_factory=dict)
     """For presets that serve several optimizers: OPTIMIZER.KEY → value, a hyper-parameter of that
     optimizer alone; opt_kwargs go over it. Several presets are merged key by key."""
+    methods: Annotated[NamedKeywords, FIXED] = field(default_factory=dict)
+    """What acts on the networks after the optimizer: names, each followed by its settings, such as
+    random_reset every=1000. Those of several presets act one after the other."""
     env_kwargs: Keywords = field(default_factory=dict)
     """Keyword arguments of the environment's constructor."""
     seeds: Annotated[Count, Range(1, 100_000), FIXED, BOOKKEEPING] = 1
@@ -49,11 +52,16 @@ class RunConfig:
     steps: Annotated[Count, Range(1, 10**15, unit="environment steps"), HARMLESS] = 1_000_000
     """Environment steps per seed, rounded up to whole rollouts; 20e6 is understood."""
     out: Annotated[Path | None, HARMLESS, BOOKKEEPING] = None
-    """Run directory; by default runs/ENV-OPT, numbered if that is taken."""
+    """Run directory; by default runs/ENV-OPT or runs/ENV-OPT+METHOD, numbered if that is taken."""
     threads: Annotated[Count, Range(0, 10_000), HARMLESS, BOOKKEEPING] = 0
     """Threads for physics and learning together; 0 means the cores this process may use."""
     device: Annotated[str, BOOKKEEPING] = "cpu"
     """Where the networks learn: cpu, cuda, cuda:1, …; physics is always on the CPU."""
+
+    @property
+    def arm(self) -> str:
+        """What the arm is called: optimizer and methods, such as adam+random_reset."""
+        return "+".join([self.opt, *self.methods])
 
 
 @dataclass(frozen=True)
