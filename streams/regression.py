@@ -21,7 +21,7 @@ KEPT = 0.7
 """Correlation of a teacher's weights before and after a change. Their variance stays the same."""
 NOISE = 0.1
 """Standard deviation of what no student can predict, so that no mean squared error stays below its
-square; that of the targets is about 1."""
+square; the mean square of the targets is about 1."""
 
 
 class RegressionStream:
@@ -42,8 +42,9 @@ class RegressionStream:
         self.generators = generators
         self.change_every = change_every
         self.samples = 0
-        self.hidden = torch.stack([_draw((TEACHER_UNITS, INPUTS), g) for g in generators])
-        self.output = torch.stack([_draw((1, TEACHER_UNITS), g) for g in generators])
+        teachers = [_draw_teacher(generator) for generator in generators]
+        self.hidden = torch.stack([hidden for hidden, _ in teachers])
+        self.output = torch.stack([output for _, output in teachers])
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """The next samples: inputs [S, count, inputs] and targets [S, count, 1]."""
@@ -86,11 +87,15 @@ class RegressionStream:
 
     def _change(self) -> None:
         for member, generator in enumerate(self.generators):
-            for weight in (self.hidden[member], self.output[member]):
-                fresh = _draw(weight.shape, generator)
+            for weight, fresh in zip(
+                (self.hidden[member], self.output[member]), _draw_teacher(generator), strict=True
+            ):
                 weight.mul_(KEPT).add_(fresh, alpha=math.sqrt(1 - KEPT**2))
 
 
-def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Weights [out, in] that keep the scale of what goes through them and a ReLU."""
-    return torch.randn(shape, generator=generator) * math.sqrt(2 / shape[1])
+def _draw_teacher(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Weights [units, inputs] and [1, units] under which features and targets keep the inputs'
+    scale: half of it is lost in the ReLU."""
+    hidden = torch.randn(TEACHER_UNITS, INPUTS, generator=generator) * math.sqrt(2 / INPUTS)
+    output = torch.randn(1, TEACHER_UNITS, generator=generator) / math.sqrt(TEACHER_UNITS)
+    return hidden, output

@@ -104,11 +104,12 @@ def make_supervised(config: TrainConfig, seeds: list[int], threads: int = 1) -> 
     shapes = mlp_shapes(NETWORK, sizes, settings.layer_norm)
     parameters = FlatParameters(shapes, len(seeds), device=device)
     initialise(parameters, seeds, settings.initialization)
+    optimizer_noise = generators(seeds, "optimizer_noise", device)
     optimizer = make_optimizer(
         config.run.opt,
         parameters,
         settings.learning_rate,
-        generators(seeds, "optimizer_noise", device),
+        optimizer_noise,
         hyper_parameters_of(config.run.opt, config.run.opt_defaults, config.run.opt_kwargs),
     )
     network = StackedMLP(parameters, NETWORK, sizes, settings.activation, settings.layer_norm)
@@ -117,6 +118,7 @@ def make_supervised(config: TrainConfig, seeds: list[int], threads: int = 1) -> 
         RegressionStream(generators(seeds, "stream"), config.stream.change_every),
         network,
         optimizer,
+        optimizer_noise,
         settings.rollout_steps,
         settings.minibatches,
         settings.learning_rate,

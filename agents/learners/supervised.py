@@ -41,6 +41,7 @@ class Supervised:
         stream: what they learn.
         network: called "regressor".
         optimizer: steps the network's parameters.
+        optimizer_noise: one generator per member, which the optimizer draws from.
         samples: of the stream, an iteration.
         minibatches: into which they are split.
         learning_rate: at the start.
@@ -66,6 +67,7 @@ class Supervised:
         stream: RegressionStream,
         network: StackedMLP,
         optimizer: PopulationOptimizer | SeparateOptimizers,
+        optimizer_noise: list[torch.Generator],
         samples: int,
         minibatches: int,
         learning_rate: float,
@@ -78,6 +80,7 @@ class Supervised:
         self.stream = stream
         self.network = network
         self.optimizer = optimizer
+        self.optimizer_noise = optimizer_noise
         self.samples = samples
         self.minibatch_size = samples // minibatches
         self.initial_learning_rate = learning_rate
@@ -223,6 +226,7 @@ class Supervised:
             "parameters": self.parameters.data.clone(),
             "initial_parameters": self.initial_parameters.clone(),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_noise": [generator.get_state() for generator in self.optimizer_noise],
             "methods": {} if self.methods is None else self.methods.state_dict(),
             "stream": self.stream.state_dict(),
             "healthy": self.healthy.copy(),
@@ -234,6 +238,8 @@ class Supervised:
         self.parameters.data.copy_(state["parameters"])
         self.initial_parameters.copy_(state["initial_parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for generator, value in zip(self.optimizer_noise, state["optimizer_noise"], strict=True):
+            generator.set_state(value)
         self.stream.load_state_dict(state["stream"])
         if self.methods is not None:
             self.methods.load_state_dict(state["methods"])
