@@ -158,7 +158,7 @@ def make_runner(
         learner,
         directory,
         config.logging,
-        f"{config.run.env} {config.run.arm}",
+        f"{config.task} {config.run.arm}",
         EarlyWarningMonitor(Thresholds.of(config.warnings, config.ppo.activation)),
         full=config.plasticity.tensorboard == "full",
         state=state,
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     config, path = command.settings, runner.directory.path
     print(
-        f"Training {config.run.seeds} seed(s) of {config.run.arm} on {config.run.env} for"
+        f"Training {config.run.seeds} seed(s) of {config.run.arm} on {config.task} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
     print(announcement(runner.learner.why_no_kernels))

@@ -79,6 +79,7 @@ def export_sb3(run: str | Path, member: int, path: str | Path) -> tuple[Path, Pa
 def _without_equivalent(config: TrainConfig) -> str | None:
     """The flag of a setting that changes what is played, and that SB3 cannot express."""
     settings = {
+        "--stream": config.stream.stream is not None,
         "--state-dependent-std": config.ppo.state_dependent_std,
         "--squash-actions": config.ppo.squash_actions,
         "--no-clip-actions": not config.environment.clip_actions,
