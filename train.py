@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 # Before NumPy is imported: members are spread over threads here, never one product over several.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -20,7 +21,11 @@ import tyro
 from upgd_ppo.agents.command_line.imports import import_environment, import_optimizer
 from upgd_ppo.agents.command_line.output import forgiving_output
 from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.kernels.switch import announcement
+from upgd_ppo.agents.learners.learner import Learner
+from upgd_ppo.agents.methods.registry import names as method_names
 from upgd_ppo.agents.optimizers.registry import names
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Thresholds
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.runs.run_directory import RunDirectory, check_fixed_settings, setting_changes
 from upgd_ppo.agents.runs.runner import Outcome, Runner, newest_state
@@ -45,10 +50,13 @@ Examples:
   python train.py --env Ant-v4 --opt upgd
   python train.py --env Ant-v4 --opt adam --seeds 30 --steps 20e6
   python train.py --config ant --opt adam --epochs 20
+  python train.py --env Ant-v4 --opt adam --methods random_reset every=1000
   python train.py --resume runs/Ant-v4-upgd
   tensorboard --logdir runs
 
 Optimizers: {", ".join(names())}, and module.Class of your own.
+
+Methods: {", ".join(method_names())}.
 
 Tasks: {", ".join(TASKS)}, any other Gymnasium id, and module:Id of your own.
 
@@ -132,7 +140,29 @@ def set_up(command: Command) -> Runner:
         return _continue(command, config)
     # Before the directory is locked: its processes must not inherit the lock.
     population = Population(config)
-    return Runner(config, population, RunDirectory.create(config))
+    return make_runner(config, population, RunDirectory.create(config))
+
+
+def make_runner(
+    config: TrainConfig,
+    learner: Learner,
+    directory: RunDirectory,
+    state: dict[str, Any] | None = None,
+) -> Runner:
+    """The runner of an arm.
+
+    Args:
+        state: where a continued run goes on from: what `newest_state` gave.
+    """
+    return Runner(
+        learner,
+        directory,
+        config.logging,
+        f"{config.task} {config.run.arm}",
+        EarlyWarningMonitor(Thresholds.of(config.warnings, config.ppo.activation)),
+        full=config.plasticity.tensorboard == "full",
+        state=state,
+    )
 
 
 def _continue(command: Command, config: TrainConfig) -> Runner:
@@ -164,7 +194,7 @@ def _continue(command: Command, config: TrainConfig) -> Runner:
             f" {'; '.join(changes)}. Add --accept-changes to continue all the same."
         )
     try:
-        runner = Runner(config, population, directory, state)
+        runner = make_runner(config, population, directory, state)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
@@ -173,9 +203,10 @@ def _continue(command: Command, config: TrainConfig) -> Runner:
         ) from error
     if not finished:
         for change in changes:
-            runner.telemetry.event(0, runner.agent.steps, "changed", change)
+            runner.telemetry.event(0, runner.learner.steps, "changed", change)
         if changes:
-            runner.checkpoint()  # with the events: from now on the settings do not tell of them
+            # With the events: from now on the settings do not tell of them.
+            runner.keeper.checkpoint()
         directory.describe(config)
     return runner
 
@@ -192,12 +223,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     config, path = command.settings, runner.directory.path
     print(
-        f"Training {config.run.seeds} seed(s) of {config.run.opt} on {config.run.env} for"
+        f"Training {config.run.seeds} seed(s) of {config.run.arm} on {config.task} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
-    if runner.agent.why_no_kernels:
-        print(f"Compiled kernels: not used: {runner.agent.why_no_kernels}.")
-    if not runner.agent.exact_state:
+    print(announcement(runner.learner.why_no_kernels))
+    if not runner.learner.exact_state:
         print(
             f"{config.run.env} cannot save its state exactly: if this run is interrupted and"
             " continued, its episodes will begin anew."
@@ -205,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         outcome = runner.run()
     except BaseException:
-        runner.agent.close()
+        runner.learner.close()
         raise
     if outcome is Outcome.UNSAVED:
         print(
@@ -237,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
             f" page. With --logdir {path.parent} the runs beside it are there, too."
         )
         code = 0
-    runner.agent.close()
+    runner.learner.close()
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,12 @@ PURPOSES = (
     "minibatch_order",
     "optimizer_noise",
     "observation_statistics",
+    "methods",
+    "stream",
 )
 
 
-def seed_of(seed: int, purpose: str) -> int:
+def seed_of(seed: int, purpose: str, part: str = "") -> int:
     """The 63-bit seed of one member's stream for one purpose.
 
     A purpose's stream depends on the member's seed and on the purpose alone, so neither the
@@ -26,12 +29,23 @@ def seed_of(seed: int, purpose: str) -> int:
     Args:
         seed: the member's seed, ≥ 0.
         purpose: one of `PURPOSES`.
+        part: of a purpose that has several, by name: none changes what another draws.
 
     Raises:
         ValueError: if the purpose is unknown.
     """
-    key = np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose),))
+    place = [PURPOSES.index(purpose)]
+    if part:
+        place.append(zlib.crc32(part.encode()))
+    key = np.random.SeedSequence(seed, spawn_key=tuple(place))
     return int(key.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generators(
+    seeds: list[int], purpose: str, device: torch.device | str = "cpu"
+) -> list[torch.Generator]:
+    """One generator per member, which draws on `device`."""
+    return [torch.Generator(device).manual_seed(seed_of(seed, purpose)) for seed in seeds]
 
 
 @dataclass
@@ -45,14 +59,10 @@ class RandomStreams:
     @classmethod
     def from_seeds(cls, seeds: list[int], device: torch.device | str = "cpu") -> RandomStreams:
         """Streams of members with these seeds; the optimizer's noise is drawn on `device`."""
-
-        def generators(purpose: str, where: torch.device | str) -> list[torch.Generator]:
-            return [torch.Generator(where).manual_seed(seed_of(seed, purpose)) for seed in seeds]
-
         return cls(
-            generators("action_noise", "cpu"),
-            generators("minibatch_order", "cpu"),
-            generators("optimizer_noise", device),
+            generators(seeds, "action_noise"),
+            generators(seeds, "minibatch_order"),
+            generators(seeds, "optimizer_noise", device),
         )
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:

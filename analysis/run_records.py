@@ -78,9 +78,9 @@ def read_run(path: Path) -> Arm:
     planned = settings.get("steps")
     planned = int(planned) if isinstance(planned, int | float) else None
     return Arm(
-        name=str(settings.get("opt", path.name)),
+        name=_arm_name(settings, path.name),
         path=path,
-        environment=settings["env"],
+        environment=str(settings.get("stream") or settings["env"]),
         source="run directory",
         members=members,
         episodes=lambda: _episodes(parts[EPISODES]),
@@ -92,6 +92,13 @@ def read_run(path: Path) -> Arm:
         events=events,
         notes=tuple(notes),
     )
+
+
+def _arm_name(settings: dict[str, Any], otherwise: str) -> str:
+    """Optimizer and methods, such as "adam+random_reset"."""
+    methods = settings.get("methods")
+    names = list(methods) if isinstance(methods, dict) else []
+    return "+".join(map(str, [settings.get("opt", otherwise), *names]))
 
 
 def _finished(

@@ -4,19 +4,24 @@ from collections.abc import Iterator
 
 from upgd_ppo.analysis.arm import Arm
 
-IGNORED_PREFIXES = ("opt", "optimizer", "warn")
-"""`opt`, `opt_kwargs`, `optimizer_…`: what arms are meant to differ in; `warn_…`: when to warn."""
+IGNORED_PREFIXES = ("opt", "optimizer", "methods", "warn")
+"""`opt`, `opt_kwargs`, `optimizer_…`, `methods`: what arms are meant to differ in; `warn_…`: when
+to warn."""
 BOOKKEEPING = frozenset(
     [
         *("seed", "seeds", "out", "device", "threads", "log_every", "print_every"),
         *("checkpoint_every", "keep_checkpoints"),
         *("statistics_every", "histograms_every", "probe_every", "tensorboard"),
-        # CleanRL's
+    ]
+)
+"""Settings of train.py that do not change what a seed learns."""
+CLEANRL_BOOKKEEPING = frozenset(
+    [
         *("exp_name", "torch_deterministic", "cuda", "track", "wandb_project_name"),
         *("wandb_entity", "capture_video", "save_model", "upload_model", "hf_entity"),
     ]
 )
-"""Settings that do not change what a seed learns."""
+"""The same of CleanRL's."""
 
 
 def setting_differences(first: Arm, second: Arm) -> tuple[str, ...]:
@@ -38,7 +43,9 @@ def setting_differences(first: Arm, second: Arm) -> tuple[str, ...]:
 def _matters(name: str, annealed: bool) -> bool:
     if name == "steps":  # without annealing a longer run begins like a shorter one
         return annealed
-    return name not in BOOKKEEPING and name.split("_")[0] not in IGNORED_PREFIXES
+    if name in BOOKKEEPING or name in CLEANRL_BOOKKEEPING:
+        return False
+    return name.split("_")[0] not in IGNORED_PREFIXES
 
 
 def version_differences(first: Arm, second: Arm) -> Iterator[str]:

@@ -169,9 +169,9 @@ def training(
 
     import upgd_ppo.agents.population.population
     from upgd_ppo.agents.runs.run_directory import RunDirectory
-    from upgd_ppo.agents.runs.runner import Runner
     from upgd_ppo.agents.runs.stopping import StopSignals
     from upgd_ppo.agents.settings.config import TrainConfig
+    from upgd_ppo.train import make_runner
 
     default = TrainConfig()
     timers = PhaseTimers() if by_phase else PhaseTimers(only={"statistics"})
@@ -192,13 +192,14 @@ def training(
             }
         )
         population = upgd_ppo.agents.population.population.Population(config)
-        runner = Runner(config, population, RunDirectory.create(config))
+        runner = make_runner(config, population, RunDirectory.create(config))
         signals = StopSignals()
 
         def advance(ahead: int) -> float:
             upgd_ppo.agents.population.population.LOOKAHEAD = ahead
             start = time.perf_counter()
-            runner._advance(signals)
+            runner._log(runner._advance(signals))
+            runner._hold()
             return time.perf_counter() - start
 
         iteration = advance(0)

@@ -13,7 +13,7 @@ from upgd_ppo.agents.learners.ppo import PPO
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP
 from upgd_ppo.agents.optimizers import tiled_optimizer as block_optimizer
 from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
-from upgd_ppo.agents.runs.runner import Runner
+from upgd_ppo.agents.runs.keeper import Keeper
 from upgd_ppo.agents.runs.telemetry import Telemetry
 from upgd_ppo.envs.batched_mujoco import BatchedMujocoEnv
 from upgd_ppo.envs.normalization import NormalizeObservation, NormalizeReward
@@ -34,7 +34,7 @@ PHASES: list[tuple[str, Any, str]] = [
     ("noise", block_optimizer, "fill_with_noise"),
     ("statistics", PPO, "inspect"),
     ("logging", Telemetry, "record"),
-    ("logging", Runner, "_flush"),
+    ("logging", Keeper, "_flush"),
 ]
 """Phase, and the function whose time it is, less that of the others that it calls."""
 

@@ -34,8 +34,8 @@ import upgd_ppo.agents.learners.ppo
 import upgd_ppo.agents.machine.whole_files
 import upgd_ppo.agents.runs.checkpoint
 import upgd_ppo.agents.runs.event_log
+import upgd_ppo.agents.runs.keeper
 import upgd_ppo.agents.runs.records
-import upgd_ppo.agents.runs.runner
 import upgd_ppo.agents.runs.stopping
 import upgd_ppo.agents.runs.telemetry
 from upgd_ppo import train
@@ -308,7 +308,7 @@ def test_a_second_signal_kills_at_once_and_leaves_no_worker(stopped):
             Path("saving").touch()
             time.sleep(3600)
 
-        upgd_ppo.agents.runs.runner.save_checkpoint = save_checkpoint
+        upgd_ppo.agents.runs.keeper.save_checkpoint = save_checkpoint
 
     process = in_a_process(ENDLESS, slow_checkpoints)
     wait_until(lambda: Path("saving").exists(), process)
@@ -461,7 +461,7 @@ def test_a_directory_that_vanishes_is_made_again_for_the_last_checkpoint(moment,
         owner = (
             upgd_ppo.agents.runs.telemetry.Telemetry
             if moment == "flush"
-            else upgd_ppo.agents.runs.runner
+            else upgd_ppo.agents.runs.keeper
         )
         original, calls = getattr(owner, moment), 0
 

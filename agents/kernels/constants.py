@@ -1,4 +1,4 @@
-"""Numbers that the compiled and the plain computation of a policy's distribution share."""
+"""Numbers that the compiled and the plain computation share."""
 
 import math
 
@@ -9,3 +9,6 @@ STD_FLOOR = 0.01
 
 STD_SHIFT = math.log(math.expm1(1 - STD_FLOOR))
 """Added to the network's output, so that an output of 0 is a standard deviation of 1."""
+
+TANH, RELU = 0, 1
+"""The numbers of the activations that the kernels know."""

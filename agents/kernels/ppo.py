@@ -24,9 +24,7 @@ from upgd_ppo.agents.kernels.compile import (
     f32,
     tanh,
 )
-
-ACTIVATIONS = ("tanh", "relu")
-"""The activations that `ppo_gradient` knows; it takes their index."""
+from upgd_ppo.agents.kernels.constants import TANH
 
 
 @compiled(ROWS, SIZES, NUMBER, ROWS)
@@ -86,7 +84,7 @@ def _forward(
             if last:
                 for j in range(num_outputs):
                     z[i, j] += biases[j]
-            elif activation == 0:
+            elif activation == TANH:
                 for j in range(num_outputs):
                     z[i, j] = tanh(z[i, j] + biases[j])
             else:
@@ -125,7 +123,7 @@ def _backward(
             if last:
                 for j in range(num_outputs):
                     bias_gradient[j] += gradient[i, j]
-            elif activation == 0:
+            elif activation == TANH:
                 for j in range(num_outputs):
                     gradient[i, j] *= ONE - outputs[i, j] * outputs[i, j]
                     bias_gradient[j] += gradient[i, j]
@@ -298,7 +296,7 @@ def ppo_gradient(
         parameters, gradients: [S, D], laid out as actor, log_std (if it does not depend on the
             state), critic; each layer's weights [out, in] before its biases.
         actor, critic: sizes of their layers, inputs first.
-        activation: an index into `ACTIVATIONS`.
+        activation: its number, `TANH` or `RELU`.
         observations, actions, old_log_probs, old_values, advantages, returns: [S, M, …].
         max_log_ratio: infinite where the ratio is not clamped.
         surrogates, value_losses, log_ratios: [S, M], written.

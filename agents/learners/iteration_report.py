@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from numpy.typing import NDArray
 
-from upgd_ppo.agents.plasticity.inspector import Inspection
+from upgd_ppo.agents.plasticity.inspection import Inspection
 
 
 class Episode(NamedTuple):

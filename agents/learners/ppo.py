@@ -20,6 +20,7 @@ from torch import Tensor
 from upgd_ppo.agents.learners.collector import Collector
 from upgd_ppo.agents.learners.health import find_sick_members
 from upgd_ppo.agents.learners.iteration_report import IterationReport
+from upgd_ppo.agents.learners.learner import Scalar
 from upgd_ppo.agents.learners.ppo_loss import (
     MINIBATCH_STATISTICS,
     MinibatchTerms,
@@ -31,50 +32,87 @@ from upgd_ppo.agents.learners.ppo_loss import (
     normalize_rollout,
 )
 from upgd_ppo.agents.learners.rollout import generalized_advantages
+from upgd_ppo.agents.methods.acting import Methods
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
 from upgd_ppo.agents.optimizers.separate import SeparateOptimizers
-from upgd_ppo.agents.plasticity.inspector import Inspection, Inspector
+from upgd_ppo.agents.plasticity.inspection import Inspection
+from upgd_ppo.agents.plasticity.inspector import Inspector
+from upgd_ppo.agents.plasticity.population_statistics import Key
 from upgd_ppo.agents.random_streams import RandomStreams
 from upgd_ppo.agents.settings.config import PPOConfig
 
 MAX_RATIO = MINIBATCH_STATISTICS.index("max_ratio")
 APPROX_KL = MINIBATCH_STATISTICS.index("approx_kl")
 
+# Tags are those of Stable-Baselines3 where it has one, with its signs and factors, so that its
+# runs and these overlay: it logs the negative entropy, and a value loss without the factor ½.
+SCALARS = (
+    Scalar("policy_loss", "train/policy_gradient_loss"),
+    Scalar("value_loss", "train/value_loss", factor=2.0),
+    Scalar("entropy", "train/entropy_loss", factor=-1.0),
+    Scalar("std", "train/std", band="policy std"),
+    # Stable-Baselines3 logs the mean over the last epoch, whose policy has moved the furthest.
+    Scalar("approx_kl_last_epoch", "train/approx_kl"),
+    Scalar(
+        "approx_kl",
+        "train/approx_kl_mean",
+        band="approximate KL of an iteration, mean over its epochs",
+    ),
+    Scalar("clip_fraction", "train/clip_fraction"),
+    Scalar("explained_variance", "train/explained_variance"),
+    Scalar("learning_rate", "train/learning_rate"),
+    Scalar("gradient_norm", "train/gradient_norm"),
+    Scalar("max_ratio", "train/max_ratio"),
+    Scalar("units_renewed", "train/units_renewed"),  # where methods act
+)
+
 
 class PPO:
-    """S learners in lockstep: collect → advantages → clipped update.
+    """S learners in lockstep: collect → advantages → clipped update. A `Learner`.
 
     Args:
+        seeds: the members' seeds.
         config: how they learn.
         env: S·N sub-environments, member-major, resetting in the step that ends an episode.
         environment_seeds: a reset seed for each sub-environment.
         networks: actor and critic of the S members.
         optimizer: steps the networks' parameters.
         streams: the members' random streams.
-        num_iterations: iterations of the whole run, over which the learning rate is annealed.
+        total_iterations: iterations of the whole run, over which the learning rate is annealed.
         inspector: measures the networks, after the iterations in which that is due.
         clip_actions: to the box, before the environment and its reward see them.
+        methods: act on the networks after every step of the optimizer.
     """
+
+    name = "ppo"
+    scalars = SCALARS
+    performance = "return"
 
     def __init__(
         self,
+        seeds: list[int],
         config: PPOConfig,
         env: gym.vector.VectorEnv,
         environment_seeds: list[int],
         networks: ActorCritic,
         optimizer: PopulationOptimizer | SeparateOptimizers,
         streams: RandomStreams,
-        num_iterations: int,
+        total_iterations: int,
         inspector: Inspector | None = None,
         clip_actions: bool = True,
+        methods: Methods | None = None,
     ) -> None:
+        self.seeds = seeds
         self.config = config
         self.networks = networks
         self.optimizer = optimizer
         self.streams = streams
-        self.num_iterations = num_iterations
+        self.total_iterations = total_iterations
         self.inspector = inspector
+        self.methods = methods
+        if methods is not None and methods.wants_features:
+            networks.keep_features()
         self.iteration = 0
         self.collector = Collector(
             env,
@@ -100,15 +138,20 @@ class PPO:
 
     def advance(self) -> IterationReport:
         """One iteration: anneal, collect a rollout, estimate advantages, update."""
+        # Anneal
         steps_before = self.steps
         self.previous_parameters.copy_(self.networks.parameters.data)
         learning_rate = self.learning_rate
         self.optimizer.set_learning_rate(learning_rate)
         with np.errstate(invalid="ignore", over="ignore"):
+            # Collect a rollout
             self.collector.collect()
+            # Estimate advantages
             advantages, returns = self.estimate_advantages()
+            # Update
             with flushed_denormals():
                 log = self.update(advantages, returns)
+        # Report
         self.iteration += 1
         episodes = [
             episode._replace(step=steps_before + episode.step)
@@ -128,6 +171,7 @@ class PPO:
                 ),
                 "std": self._stds().mean(1).cpu().numpy(),
                 "learning_rate": np.full(self.num_members, learning_rate),
+                **(self.methods.scalars if self.methods is not None else {}),
             },
             episodes=episodes,
             halted=self._halt_sick_members(log),
@@ -140,13 +184,14 @@ class PPO:
             return None
         return self.inspector.inspect(
             self.iteration,
-            self.networks,
+            {"actor": self.networks.actor, "critic": self.networks.critic},
             self.optimizer,
             self.rollout.samples("observations", self.device),
             initial=self.initial_parameters,
             previous=self.previous_parameters,
             gradient=self._unclipped_gradient(),
-            is_last=self.iteration == self.num_iterations,
+            own=self._action_stds,
+            is_last=self.iteration == self.total_iterations,
         )
 
     def _stds(self) -> Tensor:
@@ -155,6 +200,14 @@ class PPO:
         if self.networks.state_dependent_std:
             return self.collector.mean_stds
         return self.networks.log_std.exp()
+
+    def _action_stds(self, observations: Tensor) -> dict[Key, Tensor]:
+        """The policy's standard deviation [S] in each dimension of the action."""
+        if self.networks.state_dependent_std:
+            std = self.networks.mean_stds(observations).double()
+        else:
+            std = self.networks.log_std.double().exp()
+        return {(self.name, "", f"std_{i}"): std[:, i] for i in range(std.shape[1])}
 
     def _unclipped_gradient(self) -> Tensor:
         """The last minibatch's gradient [S, D], scaled back to its norms before clipping."""
@@ -170,7 +223,7 @@ class PPO:
         """The step size of the coming iteration."""
         if not self.config.anneal:
             return self.config.learning_rate
-        return self.config.learning_rate * max(0.0, 1.0 - self.iteration / self.num_iterations)
+        return self.config.learning_rate * max(0.0, 1.0 - self.iteration / self.total_iterations)
 
     def estimate_advantages(self) -> tuple[NDArray, NDArray]:
         """Advantages and returns [S, T, N] of the collected rollout."""
@@ -202,6 +255,7 @@ class PPO:
             member skipped because of `target_kl`.
         """
         config, rollout, device = self.config, self.rollout, self.device
+        # The rollout as samples [S, T·N, …]
         samples = {
             "observations": rollout.samples("observations", device),
             "actions": rollout.samples("actions", device),
@@ -219,12 +273,14 @@ class PPO:
         log: list[Tensor] = []
 
         for epoch in range(config.epochs):
+            # Shuffle, every member in its own order
             order = self._permutations(num_samples) if permutations is None else permutations[epoch]
             rows = (order + offsets).flatten().to(device)
             shuffled = {
                 name: values.flatten(0, 1).index_select(0, rows).view_as(values)
                 for name, values in samples.items()
             }
+            # Normalise advantages
             if config.normalize_advantages == "minibatch" and minibatch_size > 1:
                 shuffled["advantages"] = normalize_minibatches(
                     shuffled["advantages"], config.minibatches
@@ -232,19 +288,25 @@ class PPO:
             minibatches: list[MinibatchTerms] = []
             taken: list[NDArray] = []
             for start in range(0, num_samples, minibatch_size):
+                # Gradient of the clipped loss
                 minibatch = {
                     name: values[:, start : start + minibatch_size]
                     for name, values in shuffled.items()
                 }
                 terms = compute_gradient(self.networks, minibatch, config)
                 self.gradient_norms = terms.gradient_norms
+                # Leave out members whose policy has moved far enough
                 if config.target_kl is not None:
                     active &= ~(approx_kl(terms.log_ratios) > config.target_kl).cpu().numpy()
                     if not active.any():
                         break
                 minibatches.append(terms)
                 taken.append(active.copy())
+                # Step, and let methods act
                 self.optimizer.step(None if active.all() else active)
+                if self.methods is not None:
+                    self.methods.after_step(active & self.healthy, self.networks.features)
+            # What the minibatches were like
             if minibatches:
                 log.append(minibatch_statistics(minibatches, config.clip_coef))
                 log[-1][torch.from_numpy(~np.stack(taken))] = math.nan
@@ -286,6 +348,7 @@ class PPO:
             "random_streams": self.streams.state_dict(),
             **self.collector.state_dict(),
             "healthy": self.healthy.copy(),
+            "methods": {} if self.methods is None else self.methods.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -298,6 +361,8 @@ class PPO:
         self.initial_parameters.copy_(state["initial_parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.streams.load_state_dict(state["random_streams"])
+        if self.methods is not None:
+            self.methods.load_state_dict(state["methods"])
         self.healthy[:] = state["healthy"]
         self.collector.load_state_dict(state, self.iteration)
         self.collector.exclude(~self.healthy)
@@ -305,7 +370,31 @@ class PPO:
     @property
     def steps(self) -> int:
         """Environment steps of each member at the last iteration's end."""
-        return self.iteration * self.config.rollout_steps * self.collector.envs_per_member
+        return self.iteration * self.steps_per_iteration
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps of each member in the end."""
+        return self.total_iterations * self.steps_per_iteration
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of each member in one iteration."""
+        return self.config.rollout_steps * self.collector.envs_per_member
+
+    @property
+    def exact_state(self) -> bool:
+        """Whether the environments can be saved and restored bit for bit."""
+        return getattr(self.collector.env.unwrapped, "exact_state", False)
+
+    @property
+    def why_no_kernels(self) -> str | None:
+        """What keeps the compiled kernels from being used; None if nothing."""
+        return self.networks.why_no_kernels
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.collector.env.close()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.kernels import switch
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.networks.distribution import (
     LOG_SQRT_2PI,
@@ -70,7 +70,7 @@ def compute_gradient(
             [S, M].
         config: the coefficients.
     """
-    if networks.uses_kernels:
+    if networks.why_no_kernels is None:
         return _compiled_gradient(networks, minibatch, config)
     terms = _gradient(networks, minibatch, config)
     if config.max_grad_norm > 0:
@@ -165,7 +165,7 @@ def _compiled_gradient(
     networks: ActorCritic, minibatch: dict[str, Tensor], config: PPOConfig
 ) -> MinibatchTerms:
     """The same by a compiled kernel, one member after the other."""
-    kernels = compiled.kernels()
+    kernels = switch.kernels()
     assert kernels
     parameters = networks.parameters
     names = ("observations", "actions", "log_probs", "values", "advantages", "returns")
@@ -179,12 +179,12 @@ def _compiled_gradient(
     ends = np.array([*parts, parameters.data.shape[1]])
     norms = np.empty((shape[0], len(ends)), np.float32)
     limit = math.inf if config.max_log_ratio is None else config.max_log_ratio
-    kernels.ppo_gradient(
+    kernels["ppo_gradient"](
         parameters.data.numpy(),
         parameters.gradient.numpy(),
         np.array(networks.actor.sizes),
         np.array(networks.critic.sizes),
-        kernels.ACTIVATIONS.index(networks.activation_name),
+        networks.actor.activation.kernel,
         *(minibatch[name].numpy() for name in names),
         np.float32(config.clip_coef),
         np.float32(config.value_coef),
@@ -198,7 +198,7 @@ def _compiled_gradient(
         log_ratios,
         entropies,
     )
-    kernels.scale_to_norm(
+    kernels["scale_to_norm"](
         parameters.gradient.numpy(), ends, np.float32(config.max_grad_norm), norms
     )
     return MinibatchTerms(

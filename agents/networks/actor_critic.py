@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.kernels import switch
 from upgd_ppo.agents.networks.distribution import std_of_output
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
-from upgd_ppo.agents.networks.initialization import INITIALIZATIONS, Initialization
+from upgd_ppo.agents.networks.initialization import initialise
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP, mlp_shapes
-from upgd_ppo.agents.random_streams import seed_of
 
 
 class ActorCritic:
@@ -28,9 +28,9 @@ class ActorCritic:
         observation_size: O.
         action_size: A.
         hidden_sizes: units of the hidden layers, the same for actor and critic.
-        activation: a key of `ACTIVATIONS`.
+        activation: one of `activations.TRAINABLE`.
         layer_norm: normalise the pre-activations of the hidden layers.
-        initialization: a key of `INITIALIZATIONS`.
+        initialization: a key of `initialization.INITIALIZATIONS`.
         state_dependent_std: the standard deviations are outputs of the actor.
 
     Attributes:
@@ -65,31 +65,34 @@ class ActorCritic:
         self.activation_name = activation
         self.actor = StackedMLP(self.parameters, "actor", actor_sizes, activation, layer_norm)
         self.critic = StackedMLP(self.parameters, "critic", critic_sizes, activation, layer_norm)
-        for member, seed in enumerate(seeds):
-            generator = torch.Generator().manual_seed(seed_of(seed, "parameters"))
-            self._initialise(member, INITIALIZATIONS[initialization], generator)
-
-    @property
-    def uses_kernels(self) -> bool:
-        """Whether compiled kernels are there and know networks like these."""
-        return self.why_no_kernels is None
+        initialise(self.parameters, seeds, initialization)
 
     @property
     def why_no_kernels(self) -> str | None:
-        """What keeps the compiled kernels from being used, in a few words; None if nothing."""
-        data = self.parameters.data
-        if data.dtype != torch.float32:
-            return f"{str(data.dtype).removeprefix('torch.')} parameters"
-        if data.device.type != "cpu":
-            return f"the device is {data.device}"
-        if self.actor.layer_norm:
-            return "layer normalisation"
-        kernels = compiled.kernels()
-        if kernels is None:
-            return compiled.why_none()
-        if self.activation_name not in kernels.ACTIVATIONS:
-            return f"activation {self.activation_name}"
-        return None
+        """What keeps the compiled gradient from being used, in a few words; None if nothing."""
+        return switch.why_not(
+            "ppo_gradient",
+            self.parameters.data,
+            activation=self.activation_name,
+            known=self.actor.activation.kernel is not None,
+            layer_norm=self.actor.layer_norm,
+            features=self.actor.keeps_features,
+        )
+
+    @property
+    def hidden_layers(self) -> list[Layer]:
+        """The hidden layers of both networks."""
+        return [*self.actor.hidden_layers, *self.critic.hidden_layers]
+
+    def keep_features(self) -> None:
+        """Leave the outputs of hidden layers in `features` from now on, which kernels do not."""
+        self.actor.keeps_features = self.critic.keeps_features = True
+
+    @property
+    def features(self) -> dict[Layer, Tensor]:
+        """What the hidden layers gave last, [S, B, units]; empty if it is not kept."""
+        outputs = [*self.actor.features, *self.critic.features]
+        return dict(zip(self.hidden_layers, outputs, strict=True)) if outputs else {}
 
     @property
     def log_std(self) -> Tensor:
@@ -115,20 +118,3 @@ class ActorCritic:
         """The critic's estimates [S, B] for observations [S, B, O]."""
         inputs = torch.from_numpy(observations).to(self.parameters.data.device)
         return self.critic.forward(inputs).squeeze(-1).cpu().numpy()
-
-    def _initialise(
-        self, member: int, initialize: Initialization, generator: torch.Generator
-    ) -> None:
-        views = self.parameters.views
-        for name, view in views.items():
-            if name.endswith("norm_weight"):
-                view[member].fill_(1.0)
-            elif name.endswith(".weight"):
-                layer = name.removesuffix(".weight")
-                weight, bias = (
-                    torch.zeros(views[f"{layer}.{kind}"].shape[1:], dtype=torch.float64)
-                    for kind in ("weight", "bias")
-                )
-                initialize(layer, weight, bias, generator)
-                view[member].copy_(weight)
-                views[f"{layer}.bias"][member].copy_(bias)

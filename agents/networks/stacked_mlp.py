@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upgd_ppo.agents.networks.activations import ACTIVATIONS
+from upgd_ppo.agents.networks.activations import training_of
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
 from upgd_ppo.agents.networks.layers import Layer
 
@@ -39,8 +39,12 @@ class StackedMLP:
             `NAME.output.weight`, `.bias`.
         name: "actor" or "critic".
         sizes: inputs, units of each hidden layer, outputs.
-        activation: a key of `ACTIVATIONS`.
+        activation: one of `activations.TRAINABLE`.
         layer_norm: normalise pre-activations (Ba et al., 2016).
+
+    Attributes:
+        keeps_features: `forward` leaves the hidden layers' activations in `features`.
+        features: [S, B, units] of every hidden layer.
     """
 
     def __init__(
@@ -57,8 +61,10 @@ class StackedMLP:
         self.layers = [f"{name}.layer_{i + 1}" for i in range(num_hidden)]
         self.output_layer = f"{name}.output"
         self.activation_name = activation
-        self.activation = ACTIVATIONS[activation]
+        self.activation = training_of(activation)
         self.layer_norm = layer_norm
+        self.keeps_features = False
+        self.features: list[Tensor] = []
         self._saved: list[tuple[Tensor, ...]] = []
 
     @property
@@ -92,6 +98,8 @@ class StackedMLP:
             activations = self.activation.forward(z)
             self._saved.append((h, z, activations, normalised, inverse_std))
             h = activations
+        if self.keeps_features:
+            self.features = [saved[2] for saved in self._saved]
         return self._linear(self.output_layer, h)
 
     def backward(self, gradient: Tensor) -> None:

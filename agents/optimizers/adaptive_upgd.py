@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.kernels import switch
 from upgd_ppo.agents.optimizers.checks import check_betas, check_number
 from upgd_ppo.agents.optimizers.noise import Generators, NoiseFunction
 from upgd_ppo.agents.optimizers.tiled_optimizer import TiledOptimizer
@@ -83,16 +83,23 @@ class AdaptiveUPGD(UPGD):
         TiledOptimizer.__init__(self, params, defaults, noise, generator, members)
 
     def _update_rows(self, tiles: list[Tile]) -> None:
-        kernels = compiled.kernels() if self._fits_kernels(tiles) else None
-        if kernels is None:
+        tile, bucket, group = tiles[0], tiles[0].bucket, tiles[0].bucket.group
+        adaptive_upgd = switch.choose(
+            "adaptive_upgd",
+            tile.weights,
+            order=group["order"],
+            scope=group["scope"],
+            protecting=group["protecting"],
+            whole_rows=len(tiles) == 1,
+            replaced=[name for name, own in _PARTS.items() if getattr(type(self), name) is not own],
+        )
+        if adaptive_upgd is None:
             super()._update_rows(tiles)
             return
-        [tile] = tiles
-        bucket, group = tile.bucket, tile.bucket.group
         noise = self._noise_for(tile)
         if noise is None:
             noise = tile.scratch[-1].zero_()
-        kernels.adaptive_upgd(
+        adaptive_upgd(
             tile.weights.numpy(),
             tile.gradients.numpy(),
             *(tile.state[name].numpy() for name in self.traces),
@@ -135,18 +142,6 @@ class AdaptiveUPGD(UPGD):
         super()._check(group)
         check_betas(group["betas"])
         check_number("eps", group["eps"], low_excluded=True)
-
-    def _fits_kernels(self, tiles: list[Tile]) -> bool:
-        """Whether the kernels compute what is asked: the published variant, whole rows on a CPU,
-        and no part of the step that a subclass has replaced."""
-        group, weights = tiles[0].bucket.group, tiles[0].weights
-        return (
-            len(tiles) == 1
-            and weights.device.type == "cpu"
-            and weights.dtype == torch.float32
-            and (group["order"], group["scope"], group["protecting"]) == ("first", "global", True)
-            and all(getattr(type(self), part) is own for part, own in _PARTS.items())
-        )
 
 
 _PARTS = {

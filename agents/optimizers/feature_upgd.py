@@ -53,6 +53,8 @@ class FeatureUPGD(UPGD):
         ValueError: as `UPGD`.
     """
 
+    unitwise = ("utility",)
+    """What every weight keeps of the unit that it enters; see `optimizers.memory.Memory.clear`."""
     _may_stand_alone = False
 
     def __init__(

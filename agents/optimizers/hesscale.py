@@ -2,74 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Derivatives = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(module, its input z, its output a) → f′(z), f″(z)."""
+from upgd_ppo.agents.networks.activations import ACTIVATIONS, Derivatives
 
-
-def _sigmoid(module: nn.Module, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    slope = a * (1 - a)
-    return slope, slope * (1 - 2 * a)
-
-
-def _tanh(module: nn.Module, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    slope = 1 - a * a
-    return slope, -2 * a * slope
-
-
-def _relu(module: nn.Module, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    return (z > 0).to(z.dtype), torch.zeros_like(z)
-
-
-def _leaky_relu(module: nn.LeakyReLU, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    slope = torch.where(z > 0, torch.ones_like(z), module.negative_slope)
-    return slope, torch.zeros_like(z)
-
-
-def _elu(module: nn.ELU, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    bend = a + module.alpha
-    return torch.where(z > 0, torch.ones_like(z), bend), torch.where(z > 0, 0.0, bend)
-
-
-def _silu(module: nn.Module, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    s = torch.sigmoid(z)
-    slope = s * (1 - s)
-    return s + z * slope, slope * (2 + z * (1 - 2 * s))
-
-
-def _gelu(module: nn.GELU, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    if module.approximate != "none":
-        raise TypeError(f"hesscale knows GELU with approximate='none', not {module}.")
-    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    return torch.special.ndtr(z) + z * density, density * (2 - z * z)
-
-
-def _softplus(module: nn.Softplus, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    s = torch.sigmoid(module.beta * z)
-    return s, module.beta * s * (1 - s)
-
-
-def _identity(module: nn.Module, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(z), torch.zeros_like(z)
-
-
-ACTIVATIONS: dict[type[nn.Module], Derivatives] = {
-    nn.Tanh: _tanh,
-    nn.Sigmoid: _sigmoid,
-    nn.ReLU: _relu,
-    nn.LeakyReLU: _leaky_relu,
-    nn.ELU: _elu,
-    nn.SiLU: _silu,
-    nn.GELU: _gelu,
-    nn.Softplus: _softplus,
-    nn.Identity: _identity,
+DERIVATIVES: dict[type[nn.Module], Derivatives] = {
+    activation.module: activation.derivatives
+    for activation in ACTIVATIONS.values()
+    if activation.module and activation.derivatives
 }
 
 
@@ -120,7 +62,7 @@ def hesscale(
             delta = delta @ module.weight
             curvature = curvature @ module.weight.square()
         else:
-            slope, bend = ACTIVATIONS[type(module)](module, z, a)
+            slope, bend = DERIVATIVES[type(module)](module, z, a)
             curvature = slope.square() * curvature + bend * delta
             delta = delta * slope
     return value
@@ -132,8 +74,8 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[list[tuple[nn.Module, Tensor
     pending: list[Tensor] = []
 
     def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if not isinstance(module, nn.Linear) and type(module) not in ACTIVATIONS:
-            known = ", ".join(["Linear", *(cls.__name__ for cls in ACTIVATIONS)])
+        if not isinstance(module, nn.Linear) and type(module) not in DERIVATIVES:
+            known = ", ".join(["Linear", *(cls.__name__ for cls in DERIVATIVES)])
             raise TypeError(f"hesscale does not know the module {module}; it knows {known}.")
         calls.append((module, pending.pop(), output))
 

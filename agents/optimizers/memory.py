@@ -15,6 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BEGINS_WITH: dict[str, Callable[[Place], Tensor | float]] = {
+    "initial": lambda place: place.parameter,  # L2Init
+    "ax": lambda place: place.parameter,  # ASGD's average
+    "step_size": lambda place: place.group["lr"],  # Rprop
+    "sum": lambda place: place.group.get("initial_accumulator_value", 0.0),  # Adagrad
+}
+"""What an optimizer remembers of a weight that it has never stepped, where that is not zero."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -50,8 +58,22 @@ class Place:
         return {
             kind: self.view(value)
             for kind, value in self.state.items()
-            if isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
+            # Of a parameter without dimensions, a count of steps would look the same.
+            if isinstance(value, Tensor)
+            and value.shape == shape
+            and value.ndim
+            and value.is_floating_point()
         }
+
+    def forget(self, kind: str, where: Tensor) -> None:
+        """Set some weights' memory, where [members, …], to what it is before the first step."""
+        memory = self.view(self.state[kind])
+        if kind in getattr(self.optimizer, "unitwise", ()) and memory.ndim > 2:
+            where = where.expand_as(memory).all(-1, keepdim=True)
+        begins = BEGINS_WITH[kind](self) if kind in BEGINS_WITH else 0.0
+        if isinstance(begins, Tensor) and begins.ndim:
+            begins = self.view(begins)
+        memory.copy_(torch.where(where, begins, memory))
 
 
 class Memory:
@@ -92,6 +114,11 @@ class Memory:
             }
         )
 
+    @classmethod
+    def joined(cls, memories: Iterable[Memory]) -> Memory:
+        """One memory of what optimizers of different parameters of the same members remember."""
+        return cls({name: where for memory in memories for name, where in memory._places.items()})
+
     @property
     def names(self) -> list[str]:
         """The parameters that an optimizer steps."""
@@ -114,17 +141,20 @@ class Memory:
     def clear(self, name: str, where: Tensor) -> None:
         """Forget some weights of a parameter, as if the optimizer had never seen them.
 
-        The count of steps is the parameter's, not the weight's, and stays.
+        Write new weights before: one that pulls toward where they began takes those that it finds.
+        The count of steps is the parameter's, not the weight's, and stays. What is kept of whole
+        units (`unitwise` of an optimizer's class) is forgotten where all incoming weights are.
 
         Args:
-            where: bool [S, …], or what broadcasts to the parameter's shape.
+            where: bool, of a shape that broadcasts to the parameter's [S, …].
         """
         start = 0
-        for place in self._places[name]:
-            for tensor in place.weightwise.values():
-                part = where[start : start + len(tensor)] if len(where) > 1 else where
-                tensor.masked_fill_(part, 0.0)
-            start += len(place.view(place.parameter))
+        for place in self._places.get(name, ()):
+            members = len(place.view(place.parameter))
+            part = where[start : start + members] if len(where) > 1 else where
+            for kind in place.weightwise:
+                place.forget(kind, part)
+            start += members
 
     # ── What follows from it ────────────────────────────────────────────────────────────────────
 
@@ -195,14 +225,19 @@ def adam_direction(
 
 def _utility(place: Place) -> Tensor | None:
     state, group = place.state, place.group
-    if "utility" not in state or "beta_utility" not in group:
+    if not state.get("step") or "utility" not in state or "beta_utility" not in group:
         return None
     return state["utility"] / (1 - group["beta_utility"] ** state["step"])
 
 
 def _direction(place: Place) -> Tensor | None:
     state, group = place.state, place.group
-    if not {"exp_avg", "exp_avg_sq", "step"} <= state.keys() or "betas" not in group:
+    if (
+        not {"exp_avg", "exp_avg_sq", "step"} <= state.keys()
+        or not {"betas", "eps"} <= group.keys()
+    ):
+        return None
+    if not torch.as_tensor(state["step"]).all():
         return None
     return adam_direction(
         state["exp_avg"], state["exp_avg_sq"], state["step"], group["betas"], group["eps"]

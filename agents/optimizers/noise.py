@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.kernels import switch
 
 NOISES = ("normal", "cauchy")
 
@@ -30,12 +30,14 @@ def fill_with_noise(
         kind: "normal", or "cauchy", whose mean and variance do not exist: unless it is clipped, a
             single draw can throw a weight arbitrarily far.
     """
-    kernels = compiled.kernels() if _fits_kernels(out, kind) else None
-    if kernels:
+    fill_with_normals = switch.choose(
+        "fill_with_normals", out, kind=kind, contiguous=out.is_contiguous()
+    )
+    if fill_with_normals:
         keys = torch.empty(len(out), 2, dtype=torch.int32)
         for key, generator in zip(keys.unbind(), generators, strict=True):
             key.random_(-(2**31), 2**31, generator=generator)
-        kernels.fill_with_normals(out.numpy(), keys.numpy().view(np.uint32), np.float32(scale))
+        fill_with_normals(out.numpy(), keys.numpy().view(np.uint32), np.float32(scale))
         return out
     for row, generator in zip(out.unbind(), generators, strict=True):
         if kind == "cauchy":
@@ -43,9 +45,3 @@ def fill_with_noise(
         else:
             row.normal_(0.0, scale, generator=generator)
     return out
-
-
-def _fits_kernels(out: Tensor, kind: str) -> bool:
-    if kind != "normal" or out.device.type != "cpu" or out.dtype != torch.float32:
-        return False
-    return out.is_contiguous()

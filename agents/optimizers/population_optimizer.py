@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from upgd_ppo.agents.optimizers.memory import Memory, Place
 from upgd_ppo.agents.optimizers.registry import get
-from upgd_ppo.agents.plasticity import adam_direction
 
 
 class StackedParameters(Protocol):
@@ -118,26 +118,39 @@ class PopulationOptimizer:
         else:
             raise RuntimeError("Leaving members out takes one optimizer per member.")
 
+    @property
+    def memory(self) -> Memory:
+        """What is remembered of every weight, to read and to write."""
+        return Memory(
+            {name: self._places_of(index, name) for index, name in enumerate(self.parameters.views)}
+        )
+
+    def _places_of(self, index: int, name: str) -> list[Place]:
+        """Where a parameter's memory lies, one place for each optimizer."""
+
+        def view(tensor: Tensor) -> Tensor:
+            if self.layout == "flat":
+                return self.parameters.named_views(tensor)[name]
+            return tensor if self.layout == "stacked" else tensor.unsqueeze(0)
+
+        return [
+            Place(optimizer, tensors[0 if self.layout == "flat" else index], view)
+            for optimizer, tensors in zip(self.optimizers, self._tensors, strict=True)
+        ]
+
     def describe(self) -> dict[str, dict[str, Tensor]]:
         """What the optimizer knows of every weight: kind → parameter name → [S, …].
 
         Kinds are "utilities" (bias-corrected) and "scaled_utilities" of UPGD, and "directions",
         m̂/(√v̂ + eps), of whatever keeps Adam's moments. What it does not have is left out.
         """
-        members = [
-            _describe(optimizer, tensors)
-            for optimizer, tensors in zip(self.optimizers, self._tensors, strict=True)
-        ]
-        kinds = [kind for kind in members[0] if all(kind in member for member in members)]
-        join = torch.stack if self.layout == "member" else torch.cat
-        tensors = {
-            kind: [join(parts) for parts in zip(*(own[kind] for own in members), strict=True)]
-            for kind in kinds
+        memory = self.memory
+        kinds = {
+            "utilities": memory.utilities(),
+            "scaled_utilities": memory.scaled_utilities(),
+            "directions": memory.directions(),
         }
-        if self.layout == "flat":
-            return {kind: self.parameters.named_views(flat) for kind, [flat] in tensors.items()}
-        names = list(self.parameters.views)
-        return {kind: dict(zip(names, tensors[kind], strict=True)) for kind in kinds}
+        return {kind: known for kind, known in kinds.items() if known}
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's memory: tensors with the member axis first, or a list over members."""
@@ -174,30 +187,6 @@ def _parameter(tensor: Tensor, gradient: Tensor) -> torch.nn.Parameter:
     parameter = torch.nn.Parameter(tensor)
     parameter.grad = gradient
     return parameter
-
-
-def _describe(
-    optimizer: torch.optim.Optimizer, tensors: list[torch.nn.Parameter]
-) -> dict[str, list[Tensor]]:
-    """Kind → one tensor of its shape for each of the parameters."""
-    group = optimizer.param_groups[0]
-    states = [optimizer.state.get(p, {}) for p in tensors]
-    kinds = {}
-    if hasattr(optimizer, "utilities"):
-        scaled = optimizer.utilities()
-        kinds["scaled_utilities"] = [scaled[p] for p in tensors]
-    if all("utility" in state for state in states) and "beta_utility" in group:
-        kinds["utilities"] = [
-            state["utility"] / (1 - group["beta_utility"] ** state["step"]) for state in states
-        ]
-    if all({"exp_avg", "exp_avg_sq", "step"} <= state.keys() for state in states):
-        kinds["directions"] = [
-            adam_direction(
-                state["exp_avg"], state["exp_avg_sq"], state["step"], group["betas"], group["eps"]
-            )
-            for state in states
-        ]
-    return kinds
 
 
 def _by_network(names: Iterable[str], tensors: list[torch.nn.Parameter]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from upgd_ppo.agents.optimizers.memory import Memory
 from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer, StackedParameters
 from upgd_ppo.agents.optimizers.registry import get
 
@@ -55,6 +56,11 @@ class SeparateOptimizers:
         """One step of every member, or of those that are active, [S] bool."""
         for optimizer in self.optimizers.values():
             optimizer.step(active)
+
+    @property
+    def memory(self) -> Memory:
+        """What is remembered of every weight of both, to read and to write."""
+        return Memory.joined(optimizer.memory for optimizer in self.optimizers.values())
 
     def describe(self) -> dict[str, dict[str, Tensor]]:
         """See `PopulationOptimizer.describe`."""

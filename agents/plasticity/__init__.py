@@ -5,6 +5,7 @@ Statistics take plain tensors [..., batch, units] and any leading axes; `measure
 a network or draws from a live random stream.
 """
 
+from upgd_ppo.agents.optimizers.memory import adam_direction
 from upgd_ppo.agents.plasticity.early_warnings import EarlyWarning, EarlyWarningMonitor, Thresholds
 from upgd_ppo.agents.plasticity.features import (
     approximate_rank,
@@ -20,9 +21,8 @@ from upgd_ppo.agents.plasticity.features import (
     srank,
     stable_rank,
 )
-from upgd_ppo.agents.plasticity.measure import Measurement, layer_activations, measure
+from upgd_ppo.agents.plasticity.measure import Measurement, measure
 from upgd_ppo.agents.plasticity.optimizer_statistics import (
-    adam_direction,
     effective_step,
     plasticity,
     scaled_utility_statistics,
@@ -62,7 +62,6 @@ __all__ = [
     "feature_statistics",
     "gradient_l2",
     "gradient_zero_fraction",
-    "layer_activations",
     "measure",
     "module_trainability",
     "plasticity",

@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from upgd_ppo.agents.networks.activations import ACTIVATIONS
 from upgd_ppo.agents.plasticity.rows import Row
+from upgd_ppo.agents.settings.config import WarningConfig
 
-BOUNDED = ("tanh", "hardtanh", "softsign", "sigmoid", "hardsigmoid")
+BOUNDED = [name for name, activation in ACTIVATIONS.items() if activation.bounded]
 """Nonlinearities that saturate on both sides, where half a layer saturated is alarming."""
 
 Place = tuple[int, str, str, str]
@@ -70,44 +72,23 @@ class Thresholds:
     @staticmethod
     def for_activation(activation: str) -> Thresholds:
         """The defaults, with saturation judged as fits the nonlinearity."""
-        return WarningConfig().thresholds(activation)
+        return Thresholds.of(WarningConfig(), activation)
 
-
-@dataclass(frozen=True)
-class WarningConfig:
-    """The limits beyond which an early warning is given; None switches one off."""
-
-    warn_dormant_fraction: float | None = Thresholds.dormant_fraction
-    """Share of a layer's units that are dormant."""
-    warn_rank_fraction: float | None = Thresholds.effective_rank
-    """A layer's effective rank as a share of its early value."""
-    warn_saturated_fraction: float | None = 0.5
-    """Share of a layer's entries that are saturated, for bounded activations such as tanh."""
-    warn_inactive_fraction: float | None = Thresholds.saturated_fraction
-    """Share of a layer's entries that are 0, for the ReLU family."""
-    warn_update_ratio: float | None = Thresholds.update_ratio
-    """Change of a hidden layer's weights in one iteration over their norm."""
-    warn_std_below: float | None = Thresholds.policy_std_below
-    """Lowest standard deviation of an action."""
-    warn_std_above: float | None = Thresholds.policy_std_above
-    """Highest standard deviation of an action."""
-    warn_kl: float | None = Thresholds.approximate_kl
-    """Approximate KL divergence of one iteration's policies."""
-
-    def thresholds(self, activation: str) -> Thresholds:
+    @staticmethod
+    def of(config: WarningConfig, activation: str) -> Thresholds:
         """The limits for networks of that nonlinearity."""
         return Thresholds(
-            dormant_fraction=self.warn_dormant_fraction,
-            effective_rank=self.warn_rank_fraction,
+            dormant_fraction=config.warn_dormant_fraction,
+            effective_rank=config.warn_rank_fraction,
             saturated_fraction=(
-                self.warn_saturated_fraction
+                config.warn_saturated_fraction
                 if activation in BOUNDED
-                else self.warn_inactive_fraction
+                else config.warn_inactive_fraction
             ),
-            update_ratio=self.warn_update_ratio,
-            policy_std_below=self.warn_std_below,
-            policy_std_above=self.warn_std_above,
-            approximate_kl=self.warn_kl,
+            update_ratio=config.warn_update_ratio,
+            policy_std_below=config.warn_std_below,
+            policy_std_above=config.warn_std_above,
+            approximate_kl=config.warn_kl,
         )
 
 

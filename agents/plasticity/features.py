@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from upgd_ppo.agents.networks.activations import activation_named
 from upgd_ppo.agents.plasticity import spectrum
-from upgd_ppo.agents.plasticity.activations import activation_named
 
 MAX_SAMPLES = 1024
 """More samples than this move no statistic that a person would act on."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP
 from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
 from upgd_ppo.agents.optimizers.separate import SeparateOptimizers
@@ -21,56 +18,12 @@ from upgd_ppo.agents.plasticity import (
     select_samples,
     trainability,
 )
+from upgd_ppo.agents.plasticity.inspection import Inspection
+from upgd_ppo.agents.plasticity.population_statistics import Key
+from upgd_ppo.agents.settings.config import PlasticityConfig
 
 HISTOGRAM_BINS = 30
 """As many as TensorBoard itself makes."""
-
-
-@dataclass(frozen=True)
-class PlasticityConfig:
-    """What is measured of each layer, how often, and how much of it TensorBoard shows.
-
-    The first and the last iteration are always measured.
-    """
-
-    statistics_every: int = 10
-    """Iterations between two measurements of every layer's statistics; 0 turns them off."""
-    histograms_every: int = 50
-    """Iterations between two histograms of weights, activations and utilities, which
-    --tensorboard full shows; 0 for none."""
-    probe_every: int = 0
-    """Iterations between two trainability probes, which are expensive; 0 for none."""
-    tensorboard: Literal["brief", "full"] = "brief"
-    """What TensorBoard shows: brief is some twenty curves a seed and the bands over seeds; full is
-    every statistic of every layer, and histograms. The records hold every statistic in any case."""
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What was measured of S members after one iteration.
-
-    Attributes:
-        table: every statistic of every layer.
-        histograms: "weights/NETWORK/LAYER", "unit_activations/…", "scaled_utilities/…" →
-            [S, bins, 3]: left edge, right edge and count.
-    """
-
-    table: StatisticsTable
-    histograms: dict[str, NDArray]
-
-    @staticmethod
-    def concatenate(inspections: Sequence[Inspection | None]) -> Inspection | None:
-        """Those of blocks of members, measured at the same iteration, as one."""
-        measured = [inspection for inspection in inspections if inspection is not None]
-        if not measured:
-            return None
-        return Inspection(
-            StatisticsTable.concatenate([inspection.table for inspection in measured]),
-            {
-                name: np.concatenate([inspection.histograms[name] for inspection in measured])
-                for name in measured[0].histograms
-            },
-        )
 
 
 class Inspector:
@@ -90,27 +43,30 @@ class Inspector:
     def inspect(
         self,
         iteration: int,
-        networks: ActorCritic,
+        networks: Mapping[str, StackedMLP],
         optimizer: PopulationOptimizer | SeparateOptimizers,
         observations: Tensor,
         *,
         initial: Tensor,
         previous: Tensor,
         gradient: Tensor,
+        own: Callable[[Tensor], Mapping[Key, Tensor]] | None = None,
         is_last: bool = False,
     ) -> Inspection | None:
         """What is due after that iteration, or None.
 
         Args:
             iteration: iterations done, from 1.
-            networks: as the iteration left them.
+            networks: name → as the iteration left it; all have the same parameters.
             optimizer: what steps them.
-            observations: [S, samples, O] of the latest rollout.
+            observations: [S, samples, O] that they have just learned from.
             initial: the flat parameters [S, D] at initialisation.
             previous: those before the iteration.
             gradient: [S, D], of the last minibatch before it was clipped.
+            own: what the learner itself measures, [S] by key, of the samples that are measured.
             is_last: whether it is the last iteration of the run, at which everything is due.
         """
+        # What is due
         config = self.config
         statistics = _due(config.statistics_every, iteration, is_last)
         histograms = config.tensorboard == "full" and _due(
@@ -119,46 +75,52 @@ class Inspector:
         probe = _due(config.probe_every, iteration, is_last)
         if not (statistics or histograms or probe):
             return None
+        # What the optimizer and the hidden units make of the samples
         observations = select_samples(observations, dim=1)
-        mlps = {"actor": networks.actor, "critic": networks.critic}
+        parameters = next(iter(networks.values())).parameters
         memory = optimizer.describe() if statistics or histograms else {}
         features: dict[str, list[Tensor]] = {}
         if statistics or histograms:
-            features = {name: mlp.hidden_activations(observations) for name, mlp in mlps.items()}
+            features = {
+                name: mlp.hidden_activations(observations) for name, mlp in networks.items()
+            }
 
+        # Statistics of every layer, and the learner's own
         tables = []
         if statistics:
-            parameters = networks.parameters
             tables = [
                 population_statistics(
                     features,
-                    networks.activation_name,
+                    next(iter(networks.values())).activation_name,
                     parameters.views,
                     initial=parameters.named_views(initial),
                     previous=parameters.named_views(previous),
                     gradients=parameters.named_views(gradient),
                     **memory,
-                ),
-                _action_std(networks, observations),
+                )
             ]
+            if own is not None:
+                tables.append(StatisticsTable.from_columns(own(observations)))
+        # The probe
         if probe:
             columns = {
-                (name, "all", "trainability"): self._probe(networks, mlp, observations)
-                for name, mlp in mlps.items()
+                (name, "all", "trainability"): self._probe(mlp, observations)
+                for name, mlp in networks.items()
             }
             tables.append(StatisticsTable.from_columns(columns))
+        # Histograms
         return Inspection(
             StatisticsTable.beside(tables, len(self.seeds)),
-            _histograms(features, networks, memory) if histograms else {},
+            _histograms(features, parameters.views, memory) if histograms else {},
         )
 
-    def _probe(self, networks: ActorCritic, mlp: StackedMLP, observations: Tensor) -> Tensor:
-        views = networks.parameters.views
+    def _probe(self, mlp: StackedMLP, observations: Tensor) -> Tensor:
+        views = mlp.parameters.views
         layers = [*mlp.layers, mlp.output_layer]
         return trainability(
             [views[f"{layer}.weight"] for layer in layers],
             [views[f"{layer}.bias"] for layer in layers],
-            networks.activation_name,
+            mlp.activation_name,
             observations,
             self.seeds,
             norms=[
@@ -175,20 +137,9 @@ def _due(every: int, iteration: int, is_last: bool) -> bool:
     return every > 0 and ((iteration - 1) % every == 0 or is_last)
 
 
-def _action_std(networks: ActorCritic, observations: Tensor) -> StatisticsTable:
-    """The policy's standard deviation in each dimension of the action."""
-    if networks.state_dependent_std:
-        std = networks.mean_stds(observations).double()
-    else:
-        std = networks.log_std.double().exp()
-    return StatisticsTable.from_columns(
-        {("ppo", "", f"std_{dimension}"): std[:, dimension] for dimension in range(std.shape[1])}
-    )
-
-
 def _histograms(
     features: dict[str, list[Tensor]],
-    networks: ActorCritic,
+    weights: Mapping[str, Tensor],
     memory: dict[str, dict[str, Tensor]],
 ) -> dict[str, NDArray]:
     tensors = {
@@ -196,7 +147,7 @@ def _histograms(
         for network, layers in features.items()
         for i, layer in enumerate(layers, start=1)
     }
-    kinds = {"weights": networks.parameters.views}
+    kinds: dict[str, Mapping[str, Tensor]] = {"weights": weights}
     if "scaled_utilities" in memory:
         kinds["scaled_utilities"] = memory["scaled_utilities"]
     tensors |= {

@@ -41,34 +41,8 @@ def scaled_utility_statistics(scaled_utilities: Tensors) -> dict[str, Tensor]:
     return {name: _finite_or_nan(rows, value.to(rows.device)) for name, value in results.items()}
 
 
-def adam_direction(
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor | int,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-5,
-) -> Tensor:
-    """m̂/(√v̂ + eps), what Adam multiplies the learning rate with, from its uncorrected moments.
-
-    Args:
-        exp_avg: first moment, of any shape.
-        exp_avg_sq: second moment.
-        step: number of steps taken, ≥ 1; a tensor [S] when members differ.
-
-    Raises:
-        ValueError: if no step has been taken.
-    """
-    steps = torch.as_tensor(step, dtype=torch.float64, device=exp_avg.device)
-    if (steps < 1).any():
-        raise ValueError("Adam's direction needs at least one step; measure after the first step.")
-    steps = steps.reshape(steps.shape + (1,) * (exp_avg.ndim - steps.ndim))
-    first = exp_avg.double() / (1 - betas[0] ** steps)
-    second = exp_avg_sq.double() / (1 - betas[1] ** steps)
-    return first / (second.sqrt() + eps)
-
-
 def effective_step(directions: Tensors) -> Tensor:
-    """Mean |m̂/(√v̂ + eps)|, given that direction (see `adam_direction`)."""
+    """Mean |m̂/(√v̂ + eps)|, given that direction (see `optimizers.memory.adam_direction`)."""
     return weight_mean_abs(directions)
 
 

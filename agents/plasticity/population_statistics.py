@@ -122,7 +122,7 @@ def population_statistics(
         gradients: of the last minibatch, before clipping.
         utilities: UPGD's (bias-corrected) utility traces.
         scaled_utilities: UPGD's scaled utilities s.
-        directions: Adam's m̂/(√v̂ + eps), see `optimizer_statistics.adam_direction`.
+        directions: Adam's m̂/(√v̂ + eps), see `optimizers.memory.adam_direction`.
 
     Raises:
         ValueError: if the activation is unknown or shapes do not fit.

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from upgd_ppo.agents.plasticity.activations import activation_named
+from upgd_ppo.agents.networks.activations import activation_named
 from upgd_ppo.agents.plasticity.features import select_samples
 
 PROBE_STREAM = (

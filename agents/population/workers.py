@@ -25,10 +25,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from upgd_ppo.agents.learners.iteration_report import IterationReport
-
-
-class WorkerDiedError(RuntimeError):
-    """A worker process is gone: something outside of Python has ended it."""
+from upgd_ppo.agents.learners.learner import WorkerDiedError
 
 
 class Block(Protocol):

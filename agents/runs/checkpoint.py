@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from upgd_ppo.agents.machine.whole_files import make_folder, sync_folder, write_whole
+from upgd_ppo.agents.members import Common
 
 DIGEST_LENGTH = 16
-_ARRAY_KEY = "__numpy__"
+_ARRAY_KEY, _COMMON_KEY = "__numpy__", "__common__"
 
 
 class DamagedCheckpointError(ValueError):
@@ -32,7 +33,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     Args:
         folder: the run's `checkpoints/`; made if missing.
         step: environment steps per member.
-        state: nested dicts and lists of tensors, arrays and plain values.
+        state: nested dicts and lists of tensors, arrays and plain values; any of them may be
+            marked as `Common`.
         keep: how many of the newest to keep; damaged ones do not count.
 
     Raises:
@@ -97,6 +99,8 @@ def _is_whole(path: Path, modified: int) -> bool:
 
 
 def _pack(tree: Any) -> Any:
+    if isinstance(tree, Common):
+        return {_COMMON_KEY: _pack(tree.value)}
     if isinstance(tree, dict):
         return {key: _pack(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -112,6 +116,8 @@ def _unpack(tree: Any) -> Any:
     if isinstance(tree, dict):
         if _ARRAY_KEY in tree:
             return tree[_ARRAY_KEY].numpy()
+        if _COMMON_KEY in tree:
+            return Common(_unpack(tree[_COMMON_KEY]))
         return {key: _unpack(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_unpack(value) for value in tree]

@@ -27,12 +27,6 @@ RETURN_TAG = "rollout/ep_rew_mean"
 MEAN, LOWEST, HIGHEST = "mean", "min", "max"
 """What a band is made of."""
 
-FIRST_BANDS = {
-    "return · mean and range over healthy seeds": RETURN_TAG,
-    "policy std": "train/std",
-    "approximate KL of an iteration, mean over its epochs": "train/approx_kl_mean",
-}
-
 NETWORK_STATISTICS = (
     "dormant_fraction",
     "dead_fraction",
@@ -69,9 +63,9 @@ OPEN = 4
 
 def plasticity_tag(key: Key) -> str:
     """The tag of a statistic: `statistics/NETWORK/LAYER/STATISTIC`, without a layer where it is the
-    whole network's, or `train/…` of PPO's own."""
+    whole network's, or `train/…` of the learner's own, which are of no layer."""
     network, layer, statistic = key
-    if network == "ppo":
+    if not layer:
         return f"train/{statistic}"
     return "/".join(("statistics", network, *([] if layer == "all" else [layer]), statistic))
 
@@ -128,20 +122,25 @@ def bands(keys: Sequence[Key], full: bool) -> dict[str, dict[str, str]]:
     return sections
 
 
-def layout(sections: dict[str, dict[str, str]]) -> Layout:
+def layout(first: dict[str, str], sections: dict[str, dict[str, str]]) -> Layout:
     """The page: returns, then these sections of bands.
+
+    Args:
+        first: title → tag of the learner's own bands, beside the returns.
+        sections: as `bands` gives them.
 
     Every band has one curve per arm, the mean over its healthy seeds, between the lowest and the
     highest of them. The curves of single seeds are under the same tags among the scalars.
     """
-    first = [
+    charts_of_lines = [
         Chart(title=title, multiline=MultilineChartContent(tag=[f"^{tag}$"]))
         for title, tag in (
             ("return · every seed", RETURN_TAG),
             ("seeds still healthy: means and ranges are theirs", HEALTHY),
         )
     ]
-    page = [Category(title="Returns and policy", chart=[*first, *_bands(FIRST_BANDS)])]
+    first = {"return · mean and range over healthy seeds": RETURN_TAG, **first}
+    page = [Category(title="Returns and policy", chart=[*charts_of_lines, *_bands(first)])]
     for title, charts in sections.items():
         if charts:
             page.append(Category(title=title, chart=_bands(charts), closed=len(page) >= OPEN))

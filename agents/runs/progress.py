@@ -17,13 +17,14 @@ class Standing:
     """Where a run stands.
 
     Attributes:
-        steps: environment steps of each member so far.
-        total_steps: environment steps of each member in the end.
+        steps: of each member so far.
+        total_steps: of each member in the end.
         steps_per_second: of all members together.
         seconds_left: estimated; NaN in the first iteration, which compiles the kernels.
         mean_return: over the healthy members' latest episodes; NaN before the first.
         healthy: members that still learn.
         members: all members.
+        performance: what an episode's return is, in a word.
     """
 
     steps: int
@@ -33,6 +34,7 @@ class Standing:
     mean_return: float
     healthy: int
     members: int
+    performance: str = "return"
 
     def __str__(self) -> str:
         mean_return = "–" if math.isnan(self.mean_return) else f"{self.mean_return:.1f}"
@@ -41,8 +43,8 @@ class Standing:
             left = format_duration(self.seconds_left)
             pace = f"{self.steps_per_second:,.0f} steps/s · {left} left"
         return (
-            f"{self.steps:,}/{self.total_steps:,} steps/seed · {pace} · return {mean_return}"
-            f" · {self.healthy}/{self.members} healthy"
+            f"{self.steps:,}/{self.total_steps:,} steps/seed · {pace}"
+            f" · {self.performance} {mean_return} · {self.healthy}/{self.members} healthy"
         )
 
 

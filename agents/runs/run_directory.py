@@ -23,8 +23,9 @@ from upgd_ppo.agents.machine.whole_files import (
     sync_folder,
     write_whole,
 )
-from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.agents.settings.config import TrainConfig, settings_with
 from upgd_ppo.agents.settings.flags import flag
+from upgd_ppo.agents.settings.markers import FIXED, HARMLESS
 from upgd_ppo.agents.settings.presets import load_preset, read_settings, read_text
 
 try:
@@ -34,22 +35,6 @@ except ModuleNotFoundError:  # on Windows, where nothing locks
 
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
-HARMLESS_SETTINGS = frozenset(
-    {
-        *("steps", "out", "threads", "print_every", "checkpoint_every", "keep_checkpoints"),
-        *("probe_every", "histograms_every", "tensorboard"),
-    }
-)
-"""Settings that may change when a run is continued without changing its numbers."""
-FIXED_SETTINGS = frozenset(
-    {
-        *("env", "opt", "seeds", "seed", "envs_per_seed", "rollout_steps"),
-        *("hidden_sizes", "layer_norm", "normalize_observations", "normalize_rewards"),
-        *("fixed_normalization_steps", "time_in_observation", "state_dependent_std"),
-        *("squash_actions", "separate_optimizers"),
-    }
-)
-"""Settings that never change: a checkpoint fits these alone, or a run would bear a wrong name."""
 OLD_LAST_SETTING = "warn_kl"
 """What the settings ended with before their end was marked."""
 
@@ -65,6 +50,7 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.records = path / "records"
         self._lock: IO[str] | None = None
+        self._config: TrainConfig | None = None
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
@@ -105,7 +91,9 @@ class RunDirectory:
                 " train.py printed when the run began."
             )
         _check_whole(path / CONFIG_FILE)
-        return cls(path), load_preset(path / CONFIG_FILE, TrainConfig())
+        directory = cls(path)
+        directory._config = load_preset(path / CONFIG_FILE, TrainConfig())
+        return directory, directory._config
 
     def missing_settings(self) -> list[str]:
         """The settings that the run's config.yaml does not have: those that came later."""
@@ -144,6 +132,7 @@ class RunDirectory:
 
     def describe(self, config: TrainConfig) -> None:
         """Write the settings and the versions of what computes the result."""
+        self._config = config
         settings = config.to_flat()
         del settings["out"]
         # Begins with "---" and ends with "...", so that a file that was cut short shows it.
@@ -152,11 +141,11 @@ class RunDirectory:
         write_whole(self.path / VERSIONS_FILE, (json.dumps(versions(), indent=2) + "\n").encode())
         sync_folder(self.path)
 
-    def restore(self, config: TrainConfig) -> None:
-        """Make the directory again if it has vanished."""
-        if not (self.path / CONFIG_FILE).exists():
+    def restore(self) -> None:
+        """Make the directory again, described as it was, if it has vanished."""
+        if self._config and not (self.path / CONFIG_FILE).exists():
             make_folder(self.path)
-            self.describe(config)
+            self.describe(self._config)
 
     def check_exists(self) -> None:
         """Raise FileNotFoundError if the directory has vanished, or something else stands there."""
@@ -197,10 +186,11 @@ class RunDirectory:
 def setting_changes(before: TrainConfig, now: TrainConfig) -> list[str]:
     """The settings that differ, each as a phrase, without those that change no number."""
     old, new = before.to_flat(), now.to_flat()
+    harmless = settings_with(HARMLESS)
     return [
         f"{flag(name)} {_shown(old[name])} → {_shown(new[name])}"
         for name in old
-        if old[name] != new[name] and name not in HARMLESS_SETTINGS
+        if old[name] != new[name] and name not in harmless
     ]
 
 
@@ -211,7 +201,8 @@ def check_fixed_settings(path: Path, before: TrainConfig, now: TrainConfig) -> N
         ValueError: naming the settings.
     """
     old, new = before.to_flat(), now.to_flat()
-    changed = [name for name in old if old[name] != new[name] and name in FIXED_SETTINGS]
+    fixed = settings_with(FIXED)
+    changed = [name for name in old if old[name] != new[name] and name in fixed]
     if (before.ppo.target_kl is None) != (now.ppo.target_kl is None):
         changed.append("target_kl")
     if changed:
@@ -262,8 +253,8 @@ def versions() -> dict[str, Any]:
 
 
 def _unused_path(config: TrainConfig) -> Path:
-    env, opt = config.run.env.rpartition(":")[2], config.run.opt.rpartition(".")[2]
-    name = f"{env}-{opt}".replace("/", "_")
+    env, arm = config.task.rpartition(":")[2], config.run.arm.rpartition(".")[2]
+    name = f"{env}-{arm}".replace("/", "_")
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1
@@ -284,7 +275,7 @@ def _code_digest() -> str:
     """The beginning of the SHA-256 of the source that computes the result."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
-    for folder in ("agents", "envs"):
+    for folder in ("agents", "envs", "streams"):
         for path in sorted((root / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,42 +1,29 @@
-"""The long-horizon loop: advance, log, show, save; until the steps are done or it is told to stop.
+"""The long-horizon loop: learn, log, show, save; until the steps are done or it is told to stop.
 
-The runner knows an agent by four verbs (advance one iteration, report, state out, state in), so
-that another kind of learner can be driven by the same loop.
+The runner knows a learner by its contract alone (`upgd_ppo.agents.learners.learner`), so that any
+kind of learner is driven by the same loop.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import sys
-from collections.abc import Callable
-from datetime import UTC, datetime
 from enum import Enum
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from upgd_ppo.agents.learners.iteration_report import IterationReport
-from upgd_ppo.agents.plasticity import Thresholds
-from upgd_ppo.agents.population.workers import WorkerDiedError
-from upgd_ppo.agents.runs.checkpoint import (
-    DamagedCheckpointError,
-    checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
+from upgd_ppo.agents.learners.learner import Learner, WorkerDiedError
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor
+from upgd_ppo.agents.runs.checkpoint import DamagedCheckpointError, checkpoints, load_checkpoint
+from upgd_ppo.agents.runs.keeper import Keeper
 from upgd_ppo.agents.runs.progress import ProgressDisplay, Standing
 from upgd_ppo.agents.runs.run_directory import RunDirectory
 from upgd_ppo.agents.runs.stopping import StopNow, StopSignals
 from upgd_ppo.agents.runs.telemetry import Telemetry
-from upgd_ppo.agents.settings.config import TrainConfig
-
-FLUSH_SECONDS = 30.0
-"""At most this long passes before what was logged can be seen on the disk, and between two attempts
-to write where writing fails."""
+from upgd_ppo.agents.settings.config import LoggingConfig
 
 
 class Outcome(Enum):
@@ -49,82 +36,47 @@ class Outcome(Enum):
     UNSAVED = "could not be saved"
 
 
-class Agent(Protocol):
-    """What the runner drives."""
-
-    seeds: list[int]
-
-    @property
-    def iteration(self) -> int:
-        """Iterations done."""
-
-    @property
-    def steps(self) -> int:
-        """Environment steps of each member."""
-
-    @property
-    def healthy(self) -> NDArray:
-        """[S] bool."""
-
-    @property
-    def exact_state(self) -> bool:
-        """Whether a restored agent goes on exactly as it would have."""
-
-    @property
-    def why_no_kernels(self) -> str | None:
-        """What keeps the compiled kernels from being used; None if nothing."""
-
-    def advance(self) -> IterationReport:
-        """One iteration, and what it gave."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """State out."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """State in."""
-
-    def close(self) -> None:
-        """Let go of processes and environments."""
-
-
 class Runner:
-    """Drives an agent to the end of its steps.
+    """Drives a learner to the end of its steps.
 
     Args:
-        config: the arm.
-        agent: what learns.
+        learner: what learns.
         directory: where its output goes.
-        state: where a continued run goes on from: what `load_checkpoint` gave.
+        logging: what is recorded, and how often.
+        title: stands before the numbers of its progress.
+        monitor: gives early warnings.
+        full: TensorBoard shows every statistic of every layer.
+        state: where a continued run goes on from: what `newest_state` gave.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
-        agent: Agent,
+        learner: Learner,
         directory: RunDirectory,
+        logging: LoggingConfig,
+        title: str,
+        monitor: EarlyWarningMonitor,
+        full: bool = False,
         state: dict[str, Any] | None = None,
     ) -> None:
-        self.config = config
-        self.agent = agent
+        self.learner = learner
         self.directory = directory
+        self.logging = logging
+        self.title = title
         self.halted: list[dict[str, Any]] = []
         positions = state["telemetry"]["positions"] if state else None
         if state:
-            agent.load_state_dict(state["agent"])
+            learner.load_state_dict(state["agent"])
             self.halted = state["halted"]
-        full = config.plasticity.tensorboard == "full"
-        self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config), positions, full)
+        self.telemetry = Telemetry(directory, learner, monitor, positions, full)
         if state:
-            for damage in self.telemetry.load_state_dict(state["telemetry"], agent.steps):
+            for damage in self.telemetry.load_state_dict(state["telemetry"], learner.steps):
                 print(f"warning: {damage}", file=sys.stderr)
-        self._last_checkpoint: str | None = None
-        self._last_write = monotonic()
-        self._writing_fails = False
+        self.keeper = Keeper(directory, self.telemetry, logging)
         self._iteration_seconds = math.inf
         self._steps_per_second = 0.0
         self._abandoned_iteration = False
         self._timed_iterations = 0
-        self._say: Callable[[str], None] = print
         self._hold()
 
     def run(self) -> Outcome:
@@ -135,175 +87,108 @@ class Runner:
             Exception: what an iteration raised, after the state before it has been saved. (The
                 death of a worker process is said instead, and gives `Outcome.FAILED`.)
         """
-        config, agent = self.config, self.agent
-        title = f"{config.run.env} {config.run.opt}"
-        next_checkpoint = self._next_checkpoint()
         failure: BaseException | None = None
-        with StopSignals() as stop, ProgressDisplay(title, config.logging.print_every) as display:
-            self._say = display.say
-            # From now on there is something to continue from, whenever the run is killed.
-            self._attempt(self.checkpoint if agent.iteration == 0 else self._flush)
-            display.show(self._standing())
+        with (
+            StopSignals() as stop,
+            ProgressDisplay(self.title, self.logging.print_every) as display,
+        ):
+            self.keeper.say = display.say
+            # Save what there is, to continue from
+            self.keeper.begin()
+            display.show(self._standing)
             try:
-                while (
-                    agent.iteration < config.num_iterations
-                    and agent.healthy.any()
-                    and not stop.received
-                ):
-                    self._advance(stop)
-                    display.show(self._standing())
-                    may_write = not self._writing_fails or self._write_is_due()
-                    if self._steps >= next_checkpoint and may_write:
-                        if self._attempt(self.checkpoint):
-                            next_checkpoint = self._next_checkpoint()
-                    elif self._write_is_due():
-                        self._attempt(lambda: self._flush(lazily=True))
+                while self._goes_on() and not stop.received:
+                    # Learn
+                    report = self._advance(stop)
+                    # Log
+                    self._log(report)
+                    # Hold the state, to save it even if the next iteration never ends
+                    self._hold()
+                    # Show
+                    display.show(self._standing)
+                    # Save
+                    self.keeper.write_what_is_due()
             except BaseException as error:
                 if not (self._abandoned_iteration or isinstance(error, StopNow)):
                     raise
                 failure = error
-            saved = self._attempt_last(self.checkpoint)
+            # Save the end, and say which it is
+            saved = self.keeper.end()
             outcome = self._outcome(failure) if saved else Outcome.UNSAVED
-            self._attempt(lambda: self._write_status(outcome.value))
+            self.keeper.say_how_it_ended(outcome.value)
             if isinstance(failure, WorkerDiedError):
-                self._say(str(failure))
+                display.say(str(failure))
             elif failure is not None and not isinstance(failure, StopNow):
                 raise failure
         return outcome
 
-    def checkpoint(self) -> None:
-        """Save everything that a continued run needs.
+    def _goes_on(self) -> bool:
+        learner = self.learner
+        return learner.iteration < learner.total_iterations and bool(learner.healthy.any())
 
-        Raises:
-            OSError: if it cannot be written; the checkpoints there are stay as they are.
-        """
-        self._flush(sync=True)
-        state = {
-            "agent": self._agent_state,
-            "telemetry": self.telemetry.state_dict(),
-            "halted": list(self.halted),
-        }
-        keep = self.config.logging.keep_checkpoints
-        path = save_checkpoint(self.directory.checkpoints, self._steps, state, keep)
-        self._last_checkpoint = path.name
-        self._write_status("running")
-
-    def _advance(self, stop: StopSignals) -> None:
-        agent = self.agent
-        steps_before, start = agent.steps, monotonic()
+    def _advance(self, stop: StopSignals) -> IterationReport:
+        """One iteration, timed; a second signal may cut it short."""
+        learner = self.learner
+        steps_before, start = learner.steps, monotonic()
         stop.iteration_begins(self._iteration_seconds)
         try:
-            report = agent.advance()
+            report = learner.advance()
         except BaseException:
             self._abandoned_iteration = True
             raise
         finally:
             stop.iteration_ends()
-        self._hold()
         self._iteration_seconds = monotonic() - start
-        rate = (agent.steps - steps_before) * len(agent.seeds) / self._iteration_seconds
+        self._rate = (learner.steps - steps_before) * len(learner.seeds) / self._iteration_seconds
         # The first one compiles the kernels: it says nothing of those that follow.
         self._timed_iterations += 1
         self._steps_per_second = (
-            0.9 * self._steps_per_second + 0.1 * rate if self._timed_iterations > 2 else rate
+            0.9 * self._steps_per_second + 0.1 * self._rate
+            if self._timed_iterations > 2
+            else self._rate
         )
-        to_log = agent.iteration % self.config.logging.log_every == 0
-        warnings = self.telemetry.record(report, agent.steps, agent.healthy, rate, to_log)
+        return report
+
+    def _log(self, report: IterationReport) -> None:
+        """Curves and records of an iteration; who halted in it, and what it warns of."""
+        learner, say = self.learner, self.keeper.say
+        to_log = learner.iteration % self.logging.log_every == 0
+        warnings = self.telemetry.record(report, learner.steps, learner.healthy, self._rate, to_log)
         for member, cause in report.halted:
-            seed = agent.seeds[member]
-            self.halted.append({"seed": seed, "step": agent.steps, "cause": cause})
-            self._say(f"seed {seed} halted at step {agent.steps:,}: {cause}")
+            seed = learner.seeds[member]
+            self.halted.append({"seed": seed, "step": learner.steps, "cause": cause})
+            say(f"seed {seed} halted at step {learner.steps:,}: {cause}")
         for warning in warnings:
-            seed = agent.seeds[warning.member]
-            self._say(f"warning: seed {seed}, step {agent.steps:,}: {warning.description}")
+            seed = learner.seeds[warning.member]
+            say(f"warning: seed {seed}, step {learner.steps:,}: {warning.description}")
 
     def _hold(self) -> None:
-        """Keep the state between two iterations, to save it even if the next one never ends."""
-        self._steps, self._agent_state = self.agent.steps, self.agent.state_dict()
+        self._standing = self._where_it_stands()
+        self.keeper.hold(self._standing, self.learner.state_dict(), self.halted)
 
-    # ── What is written, and what if it cannot be ───────────────────────────────────────────────
-
-    def _attempt(self, write: Callable[[], None]) -> bool:
-        """Write, if the disk lets us; where it does not, say so once and go on."""
-        try:
-            self.directory.check_exists()
-            write()
-            # It may have vanished meanwhile: then what was written made another in its place.
-            self.directory.check_exists()
-        except OSError as error:
-            if not self._writing_fails:
-                self._say(
-                    f"Cannot write to {self.directory.path}: {error.strerror or error}. Training"
-                    f" goes on; the next attempt is in {FLUSH_SECONDS:.0f} s."
-                )
-            self._writing_fails, self._last_write = True, monotonic()
-            return False
-        if self._writing_fails:
-            self._say(f"Writing to {self.directory.path} works again.")
-        self._writing_fails, self._last_write = False, monotonic()
-        return True
-
-    def _attempt_last(self, write: Callable[[], None]) -> bool:
-        """The same, in a directory made again if it has vanished."""
-        with contextlib.suppress(OSError):
-            self.directory.restore(self.config)
-        return self._attempt(write)
-
-    def _write_is_due(self) -> bool:
-        return monotonic() - self._last_write > FLUSH_SECONDS
-
-    def _flush(self, sync: bool = False, lazily: bool = False) -> None:
-        self.telemetry.flush(self._steps, sync, lazily)
-        self._write_status("running")
-
-    def _write_status(self, state: str) -> None:
-        standing = self._standing()
-        self.directory.write_status(
-            {
-                "state": state,
-                "process": os.getpid(),
-                "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-                "steps": standing.steps,
-                "total_steps": standing.total_steps,
-                "steps_per_second": round(standing.steps_per_second, 1),
-                "seconds_left": _finite(round(standing.seconds_left, 1)),
-                "mean_return": _finite(standing.mean_return),
-                "healthy_members": standing.healthy,
-                "members": standing.members,
-                "halted": self.halted,
-                "last_checkpoint": self._last_checkpoint,
-            }
-        )
-
-    # ── Where it stands ─────────────────────────────────────────────────────────────────────────
-
-    def _standing(self) -> Standing:
-        agent, steps = self.agent, self._steps
-        total = self.config.num_iterations * self.config.steps_per_iteration
-        rate, remaining = self._steps_per_second, (total - steps) * len(agent.seeds)
+    def _where_it_stands(self) -> Standing:
+        learner, steps = self.learner, self.learner.steps
+        rate, remaining = self._steps_per_second, (learner.total_steps - steps) * len(learner.seeds)
         left = remaining / rate if self._timed_iterations > 1 else math.nan
-        returns = self.telemetry.mean_returns[agent.healthy]
+        returns = self.telemetry.mean_returns[learner.healthy]
         returns = returns[np.isfinite(returns)]
         return Standing(
             steps=steps,
-            total_steps=total,
+            total_steps=learner.total_steps,
             steps_per_second=rate,
             seconds_left=left if remaining else 0.0,
             mean_return=float(returns.mean()) if len(returns) else float("nan"),
-            healthy=int(agent.healthy.sum()),
-            members=len(agent.seeds),
+            healthy=int(learner.healthy.sum()),
+            members=len(learner.seeds),
+            performance=learner.performance,
         )
 
     def _outcome(self, failure: BaseException | None) -> Outcome:
         if failure is not None:
             return Outcome.INTERRUPTED if isinstance(failure, StopNow) else Outcome.FAILED
-        if self.agent.iteration >= self.config.num_iterations:
+        if self.learner.iteration >= self.learner.total_iterations:
             return Outcome.FINISHED
-        return Outcome.INTERRUPTED if self.agent.healthy.any() else Outcome.ALL_HALTED
-
-    def _next_checkpoint(self) -> int:
-        every = self.config.logging.checkpoint_every
-        return (self._steps // every + 1) * every
+        return Outcome.INTERRUPTED if self.learner.healthy.any() else Outcome.ALL_HALTED
 
 
 def newest_state(directory: RunDirectory) -> dict[str, Any]:
@@ -321,12 +206,3 @@ def newest_state(directory: RunDirectory) -> dict[str, Any]:
         f"{directory.path} has no checkpoint to continue from; start it anew with"
         f" --config {directory.path / 'config.yaml'}."
     )
-
-
-def _finite(value: float) -> float | None:
-    """A number for JSON, which knows no NaN."""
-    return value if math.isfinite(value) else None
-
-
-def _thresholds(config: TrainConfig) -> Thresholds:
-    return config.warnings.thresholds(config.ppo.activation)

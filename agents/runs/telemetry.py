@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upgd_ppo.agents.learners.iteration_report import IterationReport
-from upgd_ppo.agents.plasticity import EarlyWarning, EarlyWarningMonitor, Row, Thresholds
-from upgd_ppo.agents.plasticity.inspector import Inspection
+from upgd_ppo.agents.learners.learner import Learner
+from upgd_ppo.agents.plasticity import EarlyWarning, EarlyWarningMonitor, Row
+from upgd_ppo.agents.plasticity.inspection import Inspection
 from upgd_ppo.agents.runs.dashboard import (
-    FIRST_BANDS,
     HEALTHY,
     HIGHEST,
     LOWEST,
@@ -36,31 +36,14 @@ EPISODE_WINDOW = 100
 RECORDS_SHARE = 0.01
 """Of the time so far: how long records may wait in memory."""
 
-# Tags are those of Stable-Baselines3 where it has one, with its signs and factors, so that its
-# runs and these overlay: it logs the negative entropy, and a value loss without the factor ½.
-SCALAR_TAGS: dict[str, tuple[str, float]] = {
-    "policy_loss": ("train/policy_gradient_loss", 1.0),
-    "value_loss": ("train/value_loss", 2.0),
-    "entropy": ("train/entropy_loss", -1.0),
-    # Stable-Baselines3 logs the mean over the last epoch, whose policy has moved the furthest.
-    "approx_kl_last_epoch": ("train/approx_kl", 1.0),
-    "approx_kl": ("train/approx_kl_mean", 1.0),
-    "clip_fraction": ("train/clip_fraction", 1.0),
-    "explained_variance": ("train/explained_variance", 1.0),
-    "std": ("train/std", 1.0),
-    "learning_rate": ("train/learning_rate", 1.0),
-    "gradient_norm": ("train/gradient_norm", 1.0),
-    "max_ratio": ("train/max_ratio", 1.0),
-}
-
 
 class Telemetry:
     """Writes every iteration's report to the run directory.
 
     Args:
         directory: the run.
-        seeds: the members' seeds.
-        thresholds: where early warnings begin.
+        learner: whose reports they are: its seeds and its scalars.
+        monitor: gives early warnings.
         positions: where each event file of a continued run was at its checkpoint.
         full: whether TensorBoard shows every statistic of every layer; the records always do.
     """
@@ -68,14 +51,16 @@ class Telemetry:
     def __init__(
         self,
         directory: RunDirectory,
-        seeds: list[int],
-        thresholds: Thresholds | None = None,
+        learner: Learner,
+        monitor: EarlyWarningMonitor,
         positions: dict[str, int] | None = None,
         full: bool = False,
     ) -> None:
-        self.seeds = seeds
+        self.seeds = seeds = learner.seeds
+        self.learner_name = learner.name
+        self.scalars = tuple(learner.scalars)
         self.full = full
-        self.monitor = EarlyWarningMonitor(thresholds)
+        self.monitor = monitor
         self._has_layout = False
         self._begun = self._records_written = monotonic()
         names = [f"seed_{seed}" for seed in seeds]
@@ -108,31 +93,36 @@ class Telemetry:
             to_log: whether this iteration goes to TensorBoard. Plasticity statistics, which have
                 a cadence of their own, go there in any case.
         """
-        members = [episode[0] for episode in report.episodes]
+        # Episodes
+        episodes = report.episodes
         self.episodes.append(
             {
-                "member": members,
-                "seed": [self.seeds[member] for member in members],
-                "step": [episode[1] for episode in report.episodes],
-                "episode_return": [episode[2] for episode in report.episodes],
-                "episode_length": [episode[3] for episode in report.episodes],
-                "terminated": [episode[4] for episode in report.episodes],
+                "member": [episode.member for episode in episodes],
+                "seed": [self.seeds[episode.member] for episode in episodes],
+                "step": [episode.step for episode in episodes],
+                "episode_return": [episode.episode_return for episode in episodes],
+                "episode_length": [episode.length for episode in episodes],
+                "terminated": [episode.terminated for episode in episodes],
             }
         )
-        for member, _, episode_return, length, _ in report.episodes:
-            self._recent[member].append((episode_return, length))
+        for episode in episodes:
+            self._recent[episode.member].append((episode.episode_return, episode.length))
+        # Events
         for member, cause in report.halted:
             self.event(member, step, "halted", cause)
+        # The learner's scalars
         if to_log:
             self._record_statistics(report.scalars, step, healthy)
             self._log_scalars(report.scalars, step, healthy, fps)
+        # Statistics of its networks, and the page that shows them
         if not self._has_layout:
             keys = report.inspection.table.keys if report.inspection else []
-            self._logs["population"].layout(layout(bands(keys, self.full)))
+            self._logs["population"].layout(layout(self._bands, bands(keys, self.full)))
             self._has_layout = True
         if report.inspection is not None:
             self._record_inspection(report.inspection, step, np.flatnonzero(healthy))
-        warnings = self.monitor.observe(_watched_rows(report, step, np.flatnonzero(healthy)))
+        # Early warnings
+        warnings = self.monitor.observe(self._watched_rows(report, step, np.flatnonzero(healthy)))
         for warning in warnings:
             self.event(warning.member, step, "warning", warning.description)
         return warnings
@@ -149,6 +139,11 @@ class Telemetry:
         self.events.append({name: [value] for name, value in row.items()})
         where = f"seed {self.seeds[member]}, step {step:,}"
         self._member_logs[member].text(step, f"events/{kind}", f"{where}: {message}")
+
+    @property
+    def _bands(self) -> dict[str, str]:
+        """Title → tag of the learner's own bands."""
+        return {scalar.band: scalar.tag for scalar in self.scalars if scalar.band}
 
     @property
     def mean_returns(self) -> NDArray:
@@ -213,7 +208,7 @@ class Telemetry:
             {
                 "member": np.tile(members, len(scalars)),
                 "step": np.full(count, step),
-                "network": ["ppo"] * count,
+                "network": [self.learner_name] * count,
                 "layer": [""] * count,
                 "statistic": np.repeat(list(scalars), len(members)).tolist(),
                 "value": np.concatenate([values[members] for values in scalars.values()]),
@@ -242,7 +237,11 @@ class Telemetry:
         columns = {
             RETURN_TAG: self.mean_returns,
             "rollout/ep_len_mean": np.array([_mean(recent, 1) for recent in self._recent]),
-            **{tag: sign * scalars[name] for name, (tag, sign) in SCALAR_TAGS.items()},
+            **{
+                scalar.tag: scalar.factor * scalars[scalar.name]
+                for scalar in self.scalars
+                if scalar.name in scalars
+            },
             "time/fps": np.full(len(self.seeds), fps / max(1, int(healthy.sum()))),
         }
         for member in np.flatnonzero(healthy):
@@ -251,7 +250,8 @@ class Telemetry:
 
         columns.pop("time/fps")
         summary = _over_seeds(
-            {tag: column[healthy] for tag, column in columns.items()}, FIRST_BANDS.values()
+            {tag: column[healthy] for tag, column in columns.items()},
+            {RETURN_TAG, *self._bands.values()},
         )
         returns = np.sort(columns[RETURN_TAG][healthy])
         returns = returns[np.isfinite(returns)]
@@ -264,17 +264,16 @@ class Telemetry:
         summary[HEALTHY] = float(healthy.sum())
         self._logs["population"].scalars(step, summary)
 
-
-def _watched_rows(report: IterationReport, step: int, members: NDArray) -> Iterator[Row]:
-    """PPO's scalars and the statistics of those members, for the monitor to pick from."""
-    for name, values in report.scalars.items():
-        for member in members:
-            # Where `target_kl` skipped minibatches there is nothing to judge; a member whose
-            # figures are not finite for another reason has been halted.
-            if np.isfinite(values[member]):
-                yield Row(int(member), step, "ppo", "", name, float(values[member]))
-    if report.inspection is not None:
-        yield from report.inspection.table.of(members).rows(step, members)
+    def _watched_rows(self, report: IterationReport, step: int, members: NDArray) -> Iterator[Row]:
+        """The learner's scalars and the statistics of those members, for the monitor."""
+        for name, values in report.scalars.items():
+            for member in members:
+                # Where `target_kl` skipped minibatches there is nothing to judge; a member whose
+                # figures are not finite for another reason has been halted.
+                if np.isfinite(values[member]):
+                    yield Row(int(member), step, self.learner_name, "", name, float(values[member]))
+        if report.inspection is not None:
+            yield from report.inspection.table.of(members).rows(step, members)
 
 
 def _mean(recent: deque[tuple[float, int]], column: int) -> float:

@@ -11,21 +11,13 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from torch import nn
 
+from upgd_ppo.agents.networks.activations import activation_named
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint
 from upgd_ppo.agents.runs.run_directory import RunDirectory
 from upgd_ppo.agents.settings.config import TrainConfig
 from upgd_ppo.envs.factory import find_spec
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "silu": nn.SiLU,
-}
 
 
 def export_sb3(run: str | Path, member: int, path: str | Path) -> tuple[Path, Path | None]:
@@ -88,6 +80,7 @@ def export_sb3(run: str | Path, member: int, path: str | Path) -> tuple[Path, Pa
 def _without_equivalent(config: TrainConfig) -> str | None:
     """The flag of a setting that changes what is played, and that SB3 cannot express."""
     settings = {
+        "--stream": config.stream.stream is not None,
         "--state-dependent-std": config.ppo.state_dependent_std,
         "--squash-actions": config.ppo.squash_actions,
         "--no-clip-actions": not config.environment.clip_actions,
@@ -125,7 +118,7 @@ def _model(config: TrainConfig, env: DummyVecEnv) -> PPO:
         target_kl=ppo.target_kl,
         policy_kwargs={
             "net_arch": {"pi": sizes, "vf": sizes},
-            "activation_fn": ACTIVATIONS[ppo.activation],
+            "activation_fn": activation_named(ppo.activation).module,
         },
         device="cpu",
     )

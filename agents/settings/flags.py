@@ -163,6 +163,42 @@ def _format_value(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def parse_named_keywords(words: list[str]) -> dict[str, dict[str, Any]]:
+    """["random_reset", "every=100", …] → {"random_reset": {"every": 100}, …}.
+
+    Raises:
+        ValueError: if a keyword follows no name, or a name is given twice.
+    """
+    pairs: dict[str, list[str]] = {}
+    for word in words:
+        if "=" in word:
+            if not pairs:
+                raise ValueError(f"{word!r} follows no name that it could be a setting of")
+            pairs[next(reversed(pairs))].append(word)
+            continue
+        name = word.replace("-", "_")
+        if name in pairs:
+            raise ValueError(f"{word!r} is given twice")
+        pairs[name] = []
+    return {name: parse_keywords(own) for name, own in pairs.items()}
+
+
+NamedKeywords = Annotated[
+    dict[str, Any],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME [KEY=VALUE …] …",
+        instance_from_str=parse_named_keywords,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [
+            word
+            for name, own in value.items()
+            for word in [name, *(f"{k}={_format_value(v)}" for k, v in (own or {}).items())]
+        ],
+    ),
+]
+"""Names, each with keywords of its own: name → keywords."""
+
 Keywords = Annotated[
     dict[str, Any],
     PrimitiveConstructorSpec(

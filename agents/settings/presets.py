@@ -60,6 +60,8 @@ def load_preset(path: Path, base: TrainConfig) -> TrainConfig:
     changes = read_settings(path)
     if "opt_defaults" in changes:
         changes["opt_defaults"] = {**base.run.opt_defaults, **changes["opt_defaults"]}
+    if "methods" in changes:
+        changes["methods"] = {**base.run.methods, **changes["methods"]}
     return base.with_flat(changes)
 
 

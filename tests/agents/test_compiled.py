@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from upgd_ppo import train
-from upgd_ppo.agents.kernels import everything as kernels
 from upgd_ppo.agents.kernels import switch as compiled
+from upgd_ppo.agents.kernels.compile import tanh
+from upgd_ppo.agents.kernels.noise import fill_with_normals, philox
 from upgd_ppo.agents.optimizers import AdaptiveUPGD
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.settings.config import TrainConfig
@@ -33,12 +34,12 @@ def test_tanh_is_tanh_wherever_it_is_asked():
     x = np.concatenate(
         [np.linspace(-12, 12, 100_001), [0.0, np.inf, -np.inf, 1e-30, -1e-6, 3e38]]
     ).astype(np.float32)
-    ours = np.array([kernels.tanh(value) for value in x])
+    ours = np.array([tanh(value) for value in x])
     exact = np.tanh(x.astype(np.float64))
     np.testing.assert_allclose(ours, exact, rtol=5e-7, atol=0)
     assert np.abs(ours).max() <= 1
-    np.testing.assert_array_equal(ours, -np.array([kernels.tanh(-value) for value in x]))
-    assert np.isnan(kernels.tanh(np.float32(np.nan)))
+    np.testing.assert_array_equal(ours, -np.array([tanh(-value) for value in x]))
+    assert np.isnan(tanh(np.float32(np.nan)))
 
 
 @pytest.mark.parametrize(
@@ -58,13 +59,13 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
         return np.array([int(digits[i : i + 8], 16) for i in range(0, len(digits), 8)], np.uint32)
 
     out = np.empty((4, 9), np.uint32)
-    kernels.philox(out, words(counter), words(key))
+    philox(out, words(counter), words(key))
     np.testing.assert_array_equal(out[:, 0], words(expected))
     start = words(counter)
     with np.errstate(over="ignore"):
         start[0] += np.uint32(8)
     later = np.empty((4, 1), np.uint32)
-    kernels.philox(later, start, words(key))
+    philox(later, start, words(key))
     np.testing.assert_array_equal(out[:, 8], later[:, 0])
 
 
@@ -72,18 +73,18 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
 def test_normal_numbers_depend_on_the_key_of_their_row_alone(columns):
     keys = np.array([[1, 2], [3, 4], [1, 2], [1, 3]], np.uint32)
     rows = np.empty((4, columns), np.float32)
-    kernels.fill_with_normals(rows, keys, np.float32(1))
+    fill_with_normals(rows, keys, np.float32(1))
     np.testing.assert_array_equal(rows[0], rows[2])
     assert not np.isin(rows[1], rows[0]).any()
     assert not np.isin(rows[3], rows[0]).any()
     scaled = np.empty((1, columns), np.float32)
-    kernels.fill_with_normals(scaled, keys[1:2], np.float32(1e-3))
+    fill_with_normals(scaled, keys[1:2], np.float32(1e-3))
     np.testing.assert_allclose(scaled[0], rows[1] * 1e-3, rtol=1e-6)
 
 
 def test_the_tails_of_the_normal_numbers_are_there():
     rows = np.empty((64, 2**17), np.float32)
-    kernels.fill_with_normals(rows, np.arange(128, dtype=np.uint32).reshape(64, 2), np.float32(1))
+    fill_with_normals(rows, np.arange(128, dtype=np.uint32).reshape(64, 2), np.float32(1))
     count, total = (np.abs(rows) > 4).sum(), rows.size
     expected = 6.334e-5 * total  # 2·(1 − Φ(4))
     assert abs(count - expected) < 4 * np.sqrt(expected)
@@ -103,7 +104,7 @@ def test_training_by_kernels_and_by_operations_begins_alike(opt, monkeypatch):
             )
         )
         reports.append(population.advance())
-        assert population.learner.networks.uses_kernels == (by == "kernels")
+        assert (population.learner.networks.why_no_kernels is None) == (by == "kernels")
     for name in reports[0].scalars:
         np.testing.assert_allclose(
             reports[0].scalars[name], reports[1].scalars[name], rtol=2e-3, atol=1e-5, err_msg=name
@@ -113,12 +114,13 @@ def test_training_by_kernels_and_by_operations_begins_alike(opt, monkeypatch):
 @pytest.mark.parametrize("missing", ["numba", "scipy"])
 def test_without_numba_or_scipy_everything_is_computed_by_operations(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)  # importing it fails
-    monkeypatch.delitem(sys.modules, "upgd_ppo.agents.kernels.everything", raising=False)
+    for module in ("noise", "ppo", "upgd"):
+        monkeypatch.delitem(sys.modules, f"upgd_ppo.agents.kernels.{module}", raising=False)
     compiled.kernels.cache_clear()
     try:
         assert compiled.version() is None
         population = Population(TrainConfig().with_flat({**SMALL, "opt": "upgd"}))
-        assert not population.learner.networks.uses_kernels
+        assert population.learner.networks.why_no_kernels
         assert np.isfinite(population.advance().scalars["value_loss"]).all()
     finally:
         monkeypatch.undo()
@@ -128,7 +130,7 @@ def test_without_numba_or_scipy_everything_is_computed_by_operations(missing, mo
 def test_where_the_kernels_do_not_fit_operations_are_used():
     for changes in ({"layer_norm": True}, {"activation": "elu"}):
         population = Population(TrainConfig().with_flat({**SMALL, **changes}))
-        assert not population.learner.networks.uses_kernels
+        assert population.learner.networks.why_no_kernels
         assert np.isfinite(population.advance().scalars["value_loss"]).all()
 
 
@@ -197,3 +199,24 @@ def test_a_subclass_that_replaces_a_part_of_the_step_is_asked_for_it(part, compu
     weights.grad = torch.ones_like(weights)
     variant([weights], members=True, generator=[torch.Generator()]).step()
     assert calls == [part]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, None),
+        ({"protecting": False}, "not protecting"),
+        ({"scope": "local"}, "scope local"),
+        ({"order": "second"}, "order second"),
+        ({"whole_rows": False}, "weights that are no whole rows of one group"),
+        ({"replaced": ["_gate"]}, "another _gate"),
+    ],
+)
+def test_the_switch_says_what_keeps_a_step_from_being_compiled(settings, why):
+    asked = {"order": "first", "scope": "global", "protecting": True}
+    asked |= {"whole_rows": True, "replaced": [], **settings}
+    assert compiled.why_not("adaptive_upgd", torch.zeros(1, 4), **asked) == why
+    chosen = compiled.choose("adaptive_upgd", torch.zeros(1, 4), **asked)
+    assert (chosen is None) == (why is not None)
+    double = torch.zeros(1, 4, dtype=torch.float64)
+    assert compiled.why_not("adaptive_upgd", double, **asked) == "float64 parameters"

@@ -238,3 +238,48 @@ def test_a_restored_population_goes_on_as_if_it_had_not_stopped(opt, threads):
     restored.load_state_dict(halfway)
     assert restored.steps == 2 * SMALL["rollout_steps"]
     assert_equal(advanced(restored, 2)[0], expected)
+
+
+RESETS = {"methods": {"random_reset": {"every": 2}}}
+ACTED_ON = ["adam", "upgd", "feature_upgd", "torch.optim.NAdam"]
+
+
+@pytest.mark.parametrize("changes", [{}, PROTOCOLS["network_std"]], ids=["", "network_std"])
+@pytest.mark.parametrize("opt", ACTED_ON)
+def test_a_member_that_a_method_acts_on_is_independent(opt, changes):
+    changes = {"opt": opt, **ODD, **changes, **RESETS, "minibatches": 5}
+    together, report = advanced(Population(config(seeds=3, **changes)))
+    alone, own = advanced(Population(config(seeds=1, seed=2, **changes)))
+    assert_equal(member_of(together, 1, 3), alone)
+    assert own.scalars["units_renewed"][0] > 0
+    np.testing.assert_array_equal(
+        report.scalars["units_renewed"][1:2], [own.scalars["units_renewed"][0]]
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("opt", ACTED_ON)
+def test_a_restored_population_that_a_method_acts_on_goes_on(opt, threads):
+    changes = {"opt": opt, "methods": {"random_reset": {"every": 7}}}
+    whole = Population(config(seeds=3, **changes))
+    halfway, _ = advanced(whole, 2)
+    expected, _ = advanced(whole, 2)
+    restored = Population(config(seeds=3, threads=threads, **changes))
+    restored.load_state_dict(halfway)
+    assert_equal(advanced(restored, 2)[0], expected)
+
+
+def test_an_arm_with_a_method_begins_like_one_without():
+    learners = [make_learner(config(opt="adam", **changes), [7]) for changes in ({}, RESETS)]
+    assert torch.equal(*[learner.networks.parameters.data for learner in learners])
+    for learner in learners:
+        learner.collector.collect()
+    for name in ("observations", "actions", "rewards", "dones", "log_probs", "values"):
+        np.testing.assert_array_equal(*[getattr(learner.rollout, name) for learner in learners])
+
+
+def test_a_method_that_does_not_act_changes_nothing():
+    never = {"methods": {"random_reset": {"every": 10**6}}}
+    states = [advanced(Population(config(seeds=2, **changes)))[0] for changes in ({}, never)]
+    ours, theirs = [{**state, "methods": None} for state in states]
+    assert_equal(ours, theirs)

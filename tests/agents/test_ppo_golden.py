@@ -74,6 +74,7 @@ def test_a_recorded_update_is_reproduced(optimizer, num_members):
             ).reshape(networks.parameters.shapes[our_name(name.removeprefix("init/"))])
     streams = RandomStreams.from_seeds(seeds)
     ppo = PPO(
+        seeds,
         config,
         RecordedEnv(num_members * envs, observation_size, golden["actions"].shape[-1]),
         [0] * num_members * envs,
@@ -86,7 +87,7 @@ def test_a_recorded_update_is_reproduced(optimizer, num_members):
             hyper_parameters,
         ),
         streams,
-        num_iterations=1,
+        total_iterations=1,
     )
     for ours, theirs in {
         "observations": "obs",
@@ -152,6 +153,7 @@ def test_a_recorded_update_of_the_nature_paper_is_reproduced(num_members):
             )
     streams = RandomStreams.from_seeds(seeds)
     ppo = PPO(
+        seeds,
         config.ppo,
         RecordedEnv(num_members, observation_size, action_size),
         [0] * num_members,
@@ -164,7 +166,7 @@ def test_a_recorded_update_of_the_nature_paper_is_reproduced(num_members):
             hyper_parameters,
         ),
         streams,
-        num_iterations=1,
+        total_iterations=1,
     )
     rollout = ppo.rollout
     rollout.observations[:, :, 0] = golden["obs"][:-1]

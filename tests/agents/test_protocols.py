@@ -1,6 +1,7 @@
 """The published protocols and the settings they are made of, seen from outside."""
 
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import gymnasium
@@ -419,6 +420,11 @@ def test_that_the_kernels_do_not_run_is_said_and_why(arguments, why, tmp_path, c
     words = ["--env", "Hopper-v4", *QUICK, *arguments, "--out", str(tmp_path / "run")]
     assert train.main(words) == 0
     assert f"Compiled kernels: not used: {why}.\n" in capsys.readouterr().out
+
+
+def test_that_the_kernels_run_is_said_and_which(tmp_path, capsys):
+    assert train.main(["--env", "Hopper-v4", *QUICK, "--out", str(tmp_path / "run")]) == 0
+    assert f"Compiled kernels: numba {metadata.version('numba')}, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda path: path.stem)

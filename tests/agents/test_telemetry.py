@@ -12,10 +12,10 @@ from tensorboard.util.tensor_util import make_ndarray
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.runs.dashboard import plasticity_tag
 from upgd_ppo.agents.runs.run_directory import RunDirectory
-from upgd_ppo.agents.runs.runner import Runner, newest_state
-from upgd_ppo.agents.runs.telemetry import Telemetry
+from upgd_ppo.agents.runs.runner import newest_state
 from upgd_ppo.agents.settings.config import TrainConfig
 from upgd_ppo.analysis.readers import read_arms
+from upgd_ppo.train import make_runner
 
 STEPS = 48
 SETTINGS = {
@@ -44,7 +44,7 @@ def config(path, **changes):
 
 def trained(path, population=Population, **changes):
     settings = config(path, **changes)
-    runner = Runner(settings, population(settings), RunDirectory.create(settings))
+    runner = make_runner(settings, population(settings), RunDirectory.create(settings))
     runner.run()
     return runner
 
@@ -245,7 +245,7 @@ def test_a_run_that_was_killed_and_resumed_leaves_what_an_unbroken_one_does(run,
         trained(path, Dying, probe_every=10, tensorboard="full")
     settings = config(path, probe_every=10, tensorboard="full")
     directory, _ = RunDirectory.open(path)
-    Runner(settings, Population(settings), directory, newest_state(directory)).run()
+    make_runner(settings, Population(settings), directory, newest_state(directory)).run()
 
     for table in ("statistics", "events", "episodes"):
         ours, theirs = (pd.read_parquet(p / "records" / table) for p in (path, run))
@@ -288,7 +288,7 @@ def test_a_long_run_writes_its_records_ever_more_rarely_and_loses_none(tmp_path,
     clock = [0.0]
     monkeypatch.setattr("upgd_ppo.agents.runs.telemetry.monotonic", lambda: clock[0])
     settings = config(tmp_path / "run")
-    telemetry = Telemetry(RunDirectory.create(settings), settings.member_seeds)
+    telemetry = make_runner(settings, Population(settings), RunDirectory.create(settings)).telemetry
     minute, day, days = 60.0, 24 * 3600.0, 2
     while clock[0] < days * day:
         clock[0] += minute

@@ -8,8 +8,7 @@ import torch
 
 from upgd_ppo.agents import plasticity
 from upgd_ppo.agents.plasticity import Thresholds
-from upgd_ppo.agents.plasticity.early_warnings import WarningConfig
-from upgd_ppo.agents.plasticity.inspector import PlasticityConfig
+from upgd_ppo.agents.settings.config import PlasticityConfig, WarningConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plasticity.md").read_text(encoding="utf-8")
 
