@@ -122,10 +122,11 @@ def bands(keys: Sequence[Key], full: bool) -> dict[str, dict[str, str]]:
     return sections
 
 
-def layout(first: dict[str, str], sections: dict[str, dict[str, str]]) -> Layout:
+def layout(performance: str, first: dict[str, str], sections: dict[str, dict[str, str]]) -> Layout:
     """The page: returns, then these sections of bands.
 
     Args:
+        performance: what a return is, in a word.
         first: title → tag of the learner's own bands, beside the returns.
         sections: as `bands` gives them.
 
@@ -135,11 +136,11 @@ def layout(first: dict[str, str], sections: dict[str, dict[str, str]]) -> Layout
     charts_of_lines = [
         Chart(title=title, multiline=MultilineChartContent(tag=[f"^{tag}$"]))
         for title, tag in (
-            ("return · every seed", RETURN_TAG),
+            (f"{performance} · every seed", RETURN_TAG),
             ("seeds still healthy: means and ranges are theirs", HEALTHY),
         )
     ]
-    first = {"return · mean and range over healthy seeds": RETURN_TAG, **first}
+    first = {f"{performance} · mean and range over healthy seeds": RETURN_TAG, **first}
     page = [Category(title="Returns and policy", chart=[*charts_of_lines, *_bands(first)])]
     for title, charts in sections.items():
         if charts:
