@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 
 from upgd_ppo.agents import plasticity
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.plasticity import features as feature_functions
 from upgd_ppo.agents.plasticity.early_warnings import EarlyWarningMonitor, Thresholds
 
@@ -186,6 +187,24 @@ def population(members=3, hidden=(8, 6)):
     return features, parameters
 
 
+def statistics(features, activation, parameters, **sources):
+    """The table of the networks that `population` makes."""
+    layers, by_layer = [], {}
+    for network, activations in features.items():
+        for number, h in enumerate(activations, start=1):
+            place = f"{network}.layer_{number}"
+            own = (f"{place}.bias",)
+            layer = Layer(
+                network, f"layer_{number}", h.shape[2], activation, f"{place}.weight", own
+            )
+            layers.append(layer)
+            by_layer[layer] = h
+        output = parameters[f"{network}.output.weight"]
+        name, own = f"{network}.output.weight", (f"{network}.output.bias",)
+        layers.append(Layer(network, "output", output.shape[1], "identity", name, own))
+    return plasticity.population_statistics(layers, by_layer, parameters, **sources)
+
+
 def shifted(parameters, by):
     return {name: tensor + by for name, tensor in parameters.items()}
 
@@ -199,9 +218,7 @@ def full_table(features, parameters, **overrides):
         "scaled_utilities": {name: torch.sigmoid(t) for name, t in parameters.items()},
         "directions": parameters,
     }
-    return plasticity.population_statistics(
-        features, "tanh", parameters, **{**sources, **overrides}
-    )
+    return statistics(features, "tanh", parameters, **{**sources, **overrides})
 
 
 def test_the_table_holds_what_each_function_gives():
@@ -248,7 +265,7 @@ def test_the_table_holds_what_each_function_gives():
 
 def test_what_is_not_given_is_not_reported():
     features, parameters = population()
-    table = plasticity.population_statistics(features, "tanh", parameters)
+    table = statistics(features, "tanh", parameters)
     assert not {"update_ratio", "gradient_l2", "utility_mean", "effective_step"} & {
         statistic for _, _, statistic in table.keys
     }
@@ -291,7 +308,7 @@ def test_features_and_weights_of_one_size_are_decomposed_in_one_call_a_member(mo
     monkeypatch.setattr(
         torch.linalg, "eigvalsh", lambda m: (sizes.append(m.shape[-1]), decompose(m))[1]
     )
-    plasticity.population_statistics(features, "tanh", parameters)
+    statistics(features, "tanh", parameters)
     members = len(next(iter(parameters.values())))
     assert sorted(sizes) == sorted(members * list(set(sizes)))
 
@@ -334,7 +351,7 @@ def test_tables_of_different_statistics_are_not_joined():
 def test_the_table_feeds_the_monitor():
     features, parameters = population()
     features["critic"][1][2, :, 2:] = 0
-    table = plasticity.population_statistics(features, "tanh", parameters)
+    table = statistics(features, "tanh", parameters)
     monitor = EarlyWarningMonitor(Thresholds.for_activation("tanh"))
     [warning] = monitor.observe(table.rows(step=100))
     assert warning[:5] == (2, 100, "critic", "layer_2", "dormant_fraction")
