@@ -7,6 +7,7 @@ that another kind of learner can be driven by the same loop.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import sys
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upgd_ppo.agents.learners.iteration_report import IterationReport
-from upgd_ppo.agents.plasticity import Thresholds
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor
 from upgd_ppo.agents.population.workers import WorkerDiedError
 from upgd_ppo.agents.runs.checkpoint import (
     DamagedCheckpointError,
@@ -113,7 +114,7 @@ class Runner:
             agent.load_state_dict(state["agent"])
             self.halted = state["halted"]
         full = config.plasticity.tensorboard == "full"
-        self.telemetry = Telemetry(directory, agent.seeds, _thresholds(config), positions, full)
+        self.telemetry = Telemetry(directory, agent.seeds, _monitor(config), positions, full)
         if state:
             for damage in self.telemetry.load_state_dict(state["telemetry"], agent.steps):
                 print(f"warning: {damage}", file=sys.stderr)
@@ -328,5 +329,5 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _thresholds(config: TrainConfig) -> Thresholds:
-    return Thresholds.of(config.warnings, config.ppo.activation)
+def _monitor(config: TrainConfig) -> EarlyWarningMonitor:
+    return EarlyWarningMonitor(dataclasses.asdict(config.warnings), config.ppo.activation)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upgd_ppo.agents.learners.iteration_report import IterationReport
-from upgd_ppo.agents.plasticity import EarlyWarning, EarlyWarningMonitor, Row, Thresholds
+from upgd_ppo.agents.plasticity import EarlyWarning, EarlyWarningMonitor, Row
 from upgd_ppo.agents.plasticity.inspector import Inspection
 from upgd_ppo.agents.runs.dashboard import (
     FIRST_BANDS,
@@ -60,7 +60,7 @@ class Telemetry:
     Args:
         directory: the run.
         seeds: the members' seeds.
-        thresholds: where early warnings begin.
+        monitor: gives early warnings.
         positions: where each event file of a continued run was at its checkpoint.
         full: whether TensorBoard shows every statistic of every layer; the records always do.
     """
@@ -69,13 +69,13 @@ class Telemetry:
         self,
         directory: RunDirectory,
         seeds: list[int],
-        thresholds: Thresholds | None = None,
+        monitor: EarlyWarningMonitor | None = None,
         positions: dict[str, int] | None = None,
         full: bool = False,
     ) -> None:
         self.seeds = seeds
         self.full = full
-        self.monitor = EarlyWarningMonitor(thresholds)
+        self.monitor = monitor or EarlyWarningMonitor()
         self._has_layout = False
         self._begun = self._records_written = monotonic()
         names = [f"seed_{seed}" for seed in seeds]
