@@ -13,18 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from upgd_ppo.agents.networks.activations import known_activation
-from upgd_ppo.agents.plasticity.features import (
-    MAX_SAMPLES,
+from upgd_ppo.agents.plasticity.features import MAX_SAMPLES, select_samples
+from upgd_ppo.agents.plasticity.layer_statistics import (
     elementwise_statistics,
     rank_statistics,
-    select_samples,
+    weight_rank_statistics,
+    weight_statistics,
 )
-from upgd_ppo.agents.plasticity.spectrum import (
-    effective_rank_of,
-    gram_matrix,
-    singular_values_from_grams,
-)
-from upgd_ppo.agents.plasticity.weights import weight_statistics
+from upgd_ppo.agents.plasticity.spectrum import gram_matrix, singular_values_from_grams
 
 _WEIGHTED = (
     nn.Linear,
@@ -263,7 +259,7 @@ def _measurements(
             initial=_as_matrix(initial[name])[None] if name in initial else None,
             previous=_as_matrix(previous[name])[None] if name in previous else None,
         )
-        statistics["weight_rank"] = effective_rank_of(weight_values)
+        statistics |= weight_rank_statistics(weight_values)
         measurements += [
             Measurement(*place, statistic, float(value)) for statistic, value in statistics.items()
         ]
