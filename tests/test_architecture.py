@@ -11,7 +11,7 @@ import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parent.parent
-OURS = ("agents", "analysis", "envs", "studies", "evaluate", "sb3", "train")
+OURS = ("agents", "analysis", "envs", "streams", "studies", "evaluate", "sb3", "train")
 NO_CODE_OF_OURS = {"build", "dist", "runs"}
 
 
