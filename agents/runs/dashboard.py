@@ -20,6 +20,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import (
 )
 
 from upgd_ppo.agents.plasticity import StatisticsTable
+from upgd_ppo.agents.plasticity.catalogue import CATALOGUE, DETAILS, SECTIONS, in_section
 from upgd_ppo.agents.plasticity.population_statistics import Key
 
 RETURN_TAG = "rollout/ep_rew_mean"
@@ -27,35 +28,6 @@ RETURN_TAG = "rollout/ep_rew_mean"
 MEAN, LOWEST, HIGHEST = "mean", "min", "max"
 """What a band is made of."""
 
-NETWORK_STATISTICS = (
-    "dormant_fraction",
-    "dead_fraction",
-    "saturated_fraction",
-    "effective_rank",
-    "weight_l2",
-    "trainability",
-)
-"""Those that a brief TensorBoard shows, one number for each network."""
-
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "Lost units": ("dormant_fraction", "dead_fraction", "saturated_fraction"),
-    "Ranks of the features": ("effective_rank", "stable_rank", "feature_rank"),
-    "Norms": ("feature_norm", "weight_l2", "update_ratio"),
-    "The optimizer": ("effective_step", "protected_fraction", "scaled_utility_q50"),
-    "Trainability": ("trainability",),
-}
-DETAILS: dict[str, tuple[str, ...]] = {
-    "Weights in detail": (
-        "weight_rank",
-        "weight_mean_abs",
-        "weight_max_abs",
-        "distance_from_init",
-        "gradient_l2",
-        "gradient_zero_fraction",
-    ),
-    "Other ranks": ("srank", "approximate_rank"),
-}
-"""Sections that a full TensorBoard has, too."""
 
 OPEN = 4
 """Sections that are unfolded when the page opens, the returns among them."""
@@ -88,7 +60,7 @@ def network_statistics(table: StatisticsTable) -> dict[str, NDArray]:
     else the mean over the hidden layers."""
     found: dict[tuple[str, str], dict[str, NDArray]] = {}
     for (network, layer, statistic), values in zip(table.keys, table.values.T, strict=True):
-        if statistic in NETWORK_STATISTICS:
+        if statistic in CATALOGUE and CATALOGUE[statistic].brief:
             found.setdefault((network, statistic), {})[layer] = values
     return {
         plasticity_tag((network, "all", statistic)): (
@@ -107,12 +79,12 @@ def bands(keys: Sequence[Key], full: bool) -> dict[str, dict[str, str]]:
         full: with the details.
     """
     sections = {}
-    for number, (section, statistics) in enumerate((SECTIONS | (DETAILS if full else {})).items()):
+    for number, section in enumerate(SECTIONS + (DETAILS if full else ())):
         # Four charts a row where there are two hidden layers; output layers are folded away.
         left_out = {"all", "output"} if number < OPEN - 1 else {"all"}
         sections[section] = {
             f"{statistic} · {network} {layer}": plasticity_tag((network, layer, statistic))
-            for statistic in statistics
+            for statistic in in_section(section)
             for layer, network in sorted(
                 (layer, network)
                 for network, layer, name in keys

@@ -9,7 +9,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from upgd_ppo.agents.learners.iteration_report import Episode, IterationReport
 from upgd_ppo.agents.learners.learner import Scalar
-from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Thresholds
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor
 from upgd_ppo.agents.runs.run_directory import RunDirectory
 from upgd_ppo.agents.runs.runner import Outcome, Runner, newest_state
 from upgd_ppo.agents.settings.config import LoggingConfig, TrainConfig
@@ -57,7 +57,7 @@ class Counter:
 
 
 def runner_of(directory, learner=None, state=None):
-    monitor = EarlyWarningMonitor(Thresholds())
+    monitor = EarlyWarningMonitor()
     learner, logging = learner or Counter(), LoggingConfig(print_every=1e-9, checkpoint_every=20)
     return Runner(learner, directory, logging, "counting", monitor, state=state)
 
