@@ -25,7 +25,7 @@ from upgd_ppo.agents.kernels.switch import announcement
 from upgd_ppo.agents.learners.learner import Learner
 from upgd_ppo.agents.methods.registry import names as method_names
 from upgd_ppo.agents.optimizers.registry import names
-from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Thresholds
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.runs.run_directory import RunDirectory, check_fixed_settings, setting_changes
 from upgd_ppo.agents.runs.runner import Outcome, Runner, newest_state
@@ -159,7 +159,7 @@ def make_runner(
         directory,
         config.logging,
         f"{config.task} {config.run.arm}",
-        EarlyWarningMonitor(Thresholds.of(config.warnings, config.ppo.activation)),
+        EarlyWarningMonitor(dataclasses.asdict(config.warnings), config.ppo.activation),
         full=config.plasticity.tensorboard == "full",
         state=state,
     )

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from upgd_ppo.streams.stream import Stream
+
 INPUTS = 16
 TEACHER_UNITS = 32
 KEPT = 0.7
@@ -24,19 +26,16 @@ NOISE = 0.1
 square; the mean square of the targets is about 1."""
 
 
-class RegressionStream:
-    """An endless sequence of (inputs, target) for each of S members.
+class RegressionStream(Stream):
+    """Inputs and their teacher's outputs, for each of S members.
 
     Args:
-        generators: one per member, from which everything of its sequence is drawn: the same
-            whatever learns from it, and however many members there are.
+        generators: one per member.
         change_every: samples between two changes of a teacher.
-
-    Attributes:
-        input_size: numbers that a sample consists of.
     """
 
     input_size = INPUTS
+    output_size = 1
 
     def __init__(self, generators: list[torch.Generator], change_every: int) -> None:
         self.generators = generators

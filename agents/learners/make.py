@@ -25,7 +25,7 @@ from upgd_ppo.agents.plasticity.inspector import Inspector
 from upgd_ppo.agents.random_streams import RandomStreams, environment_seeds, generators
 from upgd_ppo.agents.settings.config import TrainConfig
 from upgd_ppo.envs.normalization import FixedNormalizeObservation, NormalizeReward
-from upgd_ppo.streams.regression import RegressionStream
+from upgd_ppo.streams import STREAMS
 
 
 def make_learner(config: TrainConfig, seeds: list[int], threads: int = 1) -> Learner:
@@ -99,8 +99,10 @@ def make_ppo(config: TrainConfig, seeds: list[int], threads: int = 1) -> PPO:
 
 def make_supervised(config: TrainConfig, seeds: list[int], threads: int = 1) -> Supervised:
     """See `make_learner`."""
+    assert config.stream.stream
     settings, device = config.ppo, config.run.device
-    sizes = (RegressionStream.input_size, *settings.hidden_sizes, 1)
+    kind = STREAMS[config.stream.stream]
+    sizes = (kind.input_size, *settings.hidden_sizes, kind.output_size)
     shapes = mlp_shapes(NETWORK, sizes, settings.layer_norm)
     parameters = FlatParameters(shapes, len(seeds), device=device)
     initialise(parameters, seeds, settings.initialization)
@@ -115,7 +117,7 @@ def make_supervised(config: TrainConfig, seeds: list[int], threads: int = 1) -> 
     network = StackedMLP(parameters, NETWORK, sizes, settings.activation, settings.layer_norm)
     return Supervised(
         seeds,
-        RegressionStream(generators(seeds, "stream"), config.stream.change_every),
+        kind(generators(seeds, "stream"), config.stream.change_every),
         network,
         optimizer,
         optimizer_noise,

@@ -24,7 +24,7 @@ from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
 from upgd_ppo.agents.optimizers.separate import SeparateOptimizers
 from upgd_ppo.agents.plasticity.inspection import Inspection
 from upgd_ppo.agents.plasticity.inspector import Inspector
-from upgd_ppo.streams.regression import RegressionStream
+from upgd_ppo.streams import Stream
 
 NETWORK = "regressor"
 
@@ -64,7 +64,7 @@ class Supervised:
     def __init__(
         self,
         seeds: list[int],
-        stream: RegressionStream,
+        stream: Stream,
         network: StackedMLP,
         optimizer: PopulationOptimizer | SeparateOptimizers,
         optimizer_noise: list[torch.Generator],

@@ -10,18 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from upgd_ppo.agents.networks.layers import ObservedLayer, as_tensors, observe
-from upgd_ppo.agents.plasticity.features import (
-    MAX_SAMPLES,
+from upgd_ppo.agents.plasticity.features import MAX_SAMPLES, select_samples
+from upgd_ppo.agents.plasticity.layer_statistics import (
     elementwise_statistics,
     rank_statistics,
-    select_samples,
+    weight_rank_statistics,
+    weight_statistics,
 )
-from upgd_ppo.agents.plasticity.spectrum import (
-    effective_rank_of,
-    gram_matrix,
-    singular_values_from_grams,
-)
-from upgd_ppo.agents.plasticity.weights import weight_statistics
+from upgd_ppo.agents.plasticity.spectrum import gram_matrix, singular_values_from_grams
 
 
 class Measurement(NamedTuple):
@@ -122,7 +118,7 @@ def measurements(
             initial=_as_matrix(initial[name])[None] if name in initial else None,
             previous=_as_matrix(previous[name])[None] if name in previous else None,
         )
-        statistics[index]["weight_rank"] = effective_rank_of(values)
+        statistics[index] |= weight_rank_statistics(values)
     return [
         [
             Measurement(observed.layer.network, observed.layer.name, statistic, float(value))

@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upgd_ppo.agents.networks.layers import Layer
-from upgd_ppo.agents.plasticity import optimizer_statistics, spectrum
-from upgd_ppo.agents.plasticity.features import MAX_SAMPLES, elementwise_statistics, rank_statistics
+from upgd_ppo.agents.plasticity import spectrum
+from upgd_ppo.agents.plasticity.features import MAX_SAMPLES
+from upgd_ppo.agents.plasticity.layer_statistics import (
+    elementwise_statistics,
+    rank_statistics,
+    weight_rank_statistics,
+    weight_statistics,
+)
 from upgd_ppo.agents.plasticity.rows import Row
-from upgd_ppo.agents.plasticity.weights import weight_statistics
 
 Key = tuple[str, str, str]
 """(network, layer, statistic)."""
@@ -157,12 +162,7 @@ def _statistics(
     layers: Sequence[Layer],
     features: Mapping[Layer, Tensor],
     parameters: NamedTensors,
-    initial: NamedTensors | None,
-    previous: NamedTensors | None,
-    gradients: NamedTensors | None,
-    utilities: NamedTensors | None,
-    scaled_utilities: NamedTensors | None,
-    directions: NamedTensors | None,
+    **sources: NamedTensors | None,
 ) -> StatisticsTable:
     """Those of some members, all together."""
     table: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -179,29 +179,21 @@ def _statistics(
     )
     for place, layer_values in zip(grams, values, strict=False):
         table[place] |= rank_statistics(layer_values, batches[place])
-    weight_ranks = dict(zip(matrices, values[len(grams) :], strict=True))
+    weight_values = dict(zip(matrices, values[len(grams) :], strict=True))
 
     def describe(names: list[str]) -> dict[str, Tensor]:
-        def of(source: NamedTensors) -> list[Tensor]:
-            return [source[name] for name in names]
-
-        results = weight_statistics(
-            of(parameters),
-            initial=None if initial is None else of(initial),
-            previous=None if previous is None else of(previous),
-            gradients=None if gradients is None else of(gradients),
+        given = {"weights": parameters, **sources}
+        return weight_statistics(
+            **{
+                kind: None if named is None else [named[name] for name in names]
+                for kind, named in given.items()
+            }
         )
-        if utilities is not None:
-            results |= optimizer_statistics.utility_statistics(of(utilities))
-        if scaled_utilities is not None:
-            results |= optimizer_statistics.scaled_utility_statistics(of(scaled_utilities))
-        if directions is not None:
-            results["effective_step"] = optimizer_statistics.effective_step(of(directions))
-        return results
 
     for place, name in matrices.items():
-        weight_rank = {"weight_rank": spectrum.effective_rank_of(weight_ranks[place])}
-        table.setdefault(place, {}).update(describe([name]) | weight_rank)
+        table.setdefault(place, {}).update(
+            describe([name]) | weight_rank_statistics(weight_values[place])
+        )
     for network in dict.fromkeys(network for network, _ in matrices):
         names = [name for name in parameters if name.startswith(f"{network}.")]
         table[network, "all"] = describe(names)

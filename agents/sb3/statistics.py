@@ -14,11 +14,6 @@ from upgd_ppo.agents.networks.layers import Layer, layers_of
 from upgd_ppo.agents.optimizers.memory import Memory
 from upgd_ppo.agents.plasticity import (
     Measurement,
-    effective_step,
-    gradient_l2,
-    gradient_zero_fraction,
-    scaled_utility_statistics,
-    utility_statistics,
     weight_statistics,
 )
 from upgd_ppo.agents.plasticity.measure import measurements, observed_layers
@@ -93,7 +88,7 @@ def _renamed(layer: Layer) -> Layer:
 
 
 class _Sources:
-    """What is known of every parameter, by name."""
+    """What is known of every parameter, by kind and name, with a member axis of one."""
 
     def __init__(
         self,
@@ -103,50 +98,47 @@ class _Sources:
         gradients: NamedTensors,
     ) -> None:
         self.parameters = {name: p.detach() for name, p in policy.named_parameters()}
-        self.initial, self.previous, self.gradients = initial, previous, gradients
+        plain = {
+            "weights": self.parameters,
+            "initial": initial,
+            "previous": previous,
+            "gradients": gradients,
+        }
         memory = Memory.of_model(optimizers_of(policy), dict(policy.named_parameters()))
-        self.utilities = memory.utilities()
-        self.scaled_utilities = memory.scaled_utilities()
-        self.directions = memory.directions()
+        self._memory = {
+            "utilities": memory.utilities(),
+            "scaled_utilities": memory.scaled_utilities(),
+            "directions": memory.directions(),
+        }
+        self._plain = {
+            kind: {name: tensor[None] for name, tensor in named.items()}
+            for kind, named in plain.items()
+        }
 
     def of_weights(self, name: str) -> dict[str, Tensor]:
         """Statistics of one weight matrix beyond those that `measure` gives."""
-        results = self._optimizer_statistics([name])
-        if name in self.gradients:
-            gradient = self.gradients[name][None]
-            results |= {
-                "gradient_l2": gradient_l2(gradient),
-                "gradient_zero_fraction": gradient_zero_fraction(gradient),
-            }
-        return results
+        gradients = {"gradients": self._plain["gradients"]}
+        return self._statistics([name], gradients | self._memory)
 
     def of_network(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
         """Statistics of all parameters of a network's layers together, an actor's std included."""
         names = [name for layer in layers for name in (layer.incoming, *layer.own)]
         names += ["log_std"] if layers[0].network == "actor" else []
         names = [name for name in names if name in self.parameters]
-        known = [self._listed(self.gradients, names)] if set(names) <= set(self.gradients) else []
-        return weight_statistics(
-            self._listed(self.parameters, names),
-            self._listed(self.initial, names),
-            self._listed(self.previous, names),
-            *known,
-        ) | self._optimizer_statistics(names)
-
-    def _optimizer_statistics(self, names: list[str]) -> dict[str, Tensor]:
-        results: dict[str, Tensor] = {}
-        if set(names) <= set(self.utilities):
-            results |= utility_statistics([self.utilities[name] for name in names])
-        if set(names) <= set(self.scaled_utilities):
-            scaled = [self.scaled_utilities[name] for name in names]
-            results |= scaled_utility_statistics(scaled)
-        if set(names) <= set(self.directions):
-            results["effective_step"] = effective_step([self.directions[name] for name in names])
-        return results
+        return self._statistics(names, self._plain | self._memory)
 
     @staticmethod
-    def _listed(source: NamedTensors, names: list[str]) -> list[Tensor]:
-        return [source[name][None] for name in names]
+    def _statistics(
+        names: list[str], known: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Those for which all that they take is known of every parameter."""
+        return weight_statistics(
+            **{
+                kind: [named[name] for name in names]
+                for kind, named in known.items()
+                if named.keys() >= set(names)
+            }
+        )
 
 
 def optimizers_of(policy: nn.Module) -> list[Optimizer]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import typing
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,9 @@ from upgd_ppo.agents.learners.make import make_learner
 from upgd_ppo.agents.optimizers import names
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.runs.run_directory import RunDirectory
-from upgd_ppo.agents.settings.config import TrainConfig
+from upgd_ppo.agents.settings.config import StreamConfig, TrainConfig
 from upgd_ppo.analysis.readers import read_arms
+from upgd_ppo.streams import STREAMS
 from upgd_ppo.streams.regression import KEPT, NOISE, RegressionStream
 
 SAMPLES, ITERATIONS = 64, 4
@@ -180,6 +182,11 @@ def test_a_sequence_does_not_depend_on_how_much_is_drawn_between_two_changes():
     two.draw(30), two.draw(30)
     assert torch.equal(one.hidden, two.hidden)
     assert torch.equal(one.draw(30)[1], two.draw(30)[1])
+
+
+def test_every_stream_can_be_asked_for():
+    asked = typing.get_args(typing.get_type_hints(StreamConfig)["stream"])[0]
+    assert set(typing.get_args(asked)) == set(STREAMS)
 
 
 # ── The same runner, records and report ─────────────────────────────────────────────────────────

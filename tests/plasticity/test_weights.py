@@ -11,7 +11,7 @@ import torch
 from upgd_ppo.agents import plasticity
 from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.plasticity import features as feature_functions
-from upgd_ppo.agents.plasticity.early_warnings import EarlyWarningMonitor, Thresholds
+from upgd_ppo.agents.plasticity.early_warnings import EarlyWarningMonitor
 
 
 def draw(*shape, seed=0):
@@ -109,9 +109,7 @@ def test_utility_statistics_equal_numpy():
         "scaled_utility_q75": np.percentile(s, 75, axis=1),
         "protected_fraction": (s > 0.6).mean(1),
     }
-    measured = plasticity.utility_statistics(utilities) | plasticity.scaled_utility_statistics(
-        scaled
-    )
+    measured = plasticity.weight_statistics(utilities=utilities, scaled_utilities=scaled)
     assert measured.keys() == expected.keys()
     for name, values in measured.items():
         np.testing.assert_allclose(values.numpy(), expected[name], rtol=1e-9, err_msg=name)
@@ -120,8 +118,8 @@ def test_utility_statistics_equal_numpy():
 def test_non_finite_utilities_are_reported_for_their_member_alone():
     utilities = draw(3, 6, 5)
     utilities[1, 0, 0] = float("inf")
-    for values in (
-        plasticity.utility_statistics(utilities) | plasticity.scaled_utility_statistics(utilities)
+    for values in plasticity.weight_statistics(
+        utilities=utilities, scaled_utilities=utilities
     ).values():
         assert values.isfinite().tolist() == [True, False, True]
 
@@ -352,7 +350,7 @@ def test_the_table_feeds_the_monitor():
     features, parameters = population()
     features["critic"][1][2, :, 2:] = 0
     table = statistics(features, "tanh", parameters)
-    monitor = EarlyWarningMonitor(Thresholds.for_activation("tanh"))
+    monitor = EarlyWarningMonitor(activation="tanh")
     [warning] = monitor.observe(table.rows(step=100))
     assert warning[:5] == (2, 100, "critic", "layer_2", "dormant_fraction")
     assert feature_functions.dormant_fraction(features["critic"][1])[2] == warning.value
