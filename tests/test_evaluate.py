@@ -17,7 +17,7 @@ from PIL import Image
 from upgd_ppo import evaluate, train
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
 from upgd_ppo.agents.playing import load_policies, make_env, play
-from upgd_ppo.agents.playing.policies import ROWS
+from upgd_ppo.agents.playing.trained_policies import ROWS
 from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from upgd_ppo.analysis.scores import Score
 

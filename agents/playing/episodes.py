@@ -17,7 +17,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from upgd_ppo import envs
-from upgd_ppo.agents.playing.policies import Policies
+from upgd_ppo.agents.playing.trained_policies import Policies
 from upgd_ppo.envs import wrapped as saving
 
 EVALUATION = 0x5C03E

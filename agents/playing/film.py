@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from upgd_ppo.agents.playing.episodes import Episodes, play
-from upgd_ppo.agents.playing.policies import Policies
+from upgd_ppo.agents.playing.trained_policies import Policies
 
 STILLS = 8
 """Stills of a strip's row, evenly spaced over the episode."""

@@ -1,6 +1,6 @@
 """The table and the curves of the pilots whose records are here, written into README.md.
 
-    python results/pilots/report.py
+    python results/pilots/tabulate.py
 
 Records come here by `python results/collect.py runs/pilots/NAME --out results/pilots/records`.
 """
@@ -23,7 +23,7 @@ from upgd_ppo.analysis.readers import read_arm
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
-MARK = "<!-- what follows is written by report.py -->\n"
+MARK = "<!-- what follows is written by tabulate.py -->\n"
 BEFORE = 3
 """Bins before a fall that are averaged."""
 SEEN = {
