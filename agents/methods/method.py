@@ -39,7 +39,7 @@ class Networks:
     @property
     def num_members(self) -> int:
         """S."""
-        return len(self.parameters[self.layers[0].incoming])
+        return len(next(iter(self.parameters.values())))
 
     @property
     def by_network(self) -> dict[str, list[Layer]]:

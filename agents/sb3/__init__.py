@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from upgd_ppo.agents.optimizers import UPGD, AdaptiveUPGD
+from upgd_ppo.agents.sb3.method_callback import MethodCallback
 from upgd_ppo.agents.sb3.plasticity_callback import PlasticityCallback, PlasticityWarning
 from upgd_ppo.agents.sb3.policies import (
     UPGDCnnPolicy,
@@ -25,6 +26,7 @@ __all__ = [
     "UPGD",
     "AdaptiveUPGD",
     "BatchedMujocoVecEnv",
+    "MethodCallback",
     "PlasticityCallback",
     "PlasticityWarning",
     "SavedPolicy",
