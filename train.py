@@ -25,7 +25,7 @@ from upgd_ppo.agents.kernels.switch import announcement
 from upgd_ppo.agents.learners.learner import Learner
 from upgd_ppo.agents.methods.registry import names as method_names
 from upgd_ppo.agents.optimizers.registry import names
-from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Thresholds
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor
 from upgd_ppo.agents.population.population import Population
 from upgd_ppo.agents.runs.run_directory import RunDirectory, check_fixed_settings, setting_changes
 from upgd_ppo.agents.runs.runner import Outcome, Runner, newest_state
@@ -158,8 +158,8 @@ def make_runner(
         learner,
         directory,
         config.logging,
-        f"{config.run.env} {config.run.arm}",
-        EarlyWarningMonitor(Thresholds.of(config.warnings, config.ppo.activation)),
+        f"{config.task} {config.run.arm}",
+        EarlyWarningMonitor(dataclasses.asdict(config.warnings), config.ppo.activation),
         full=config.plasticity.tensorboard == "full",
         state=state,
     )
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     config, path = command.settings, runner.directory.path
     print(
-        f"Training {config.run.seeds} seed(s) of {config.run.arm} on {config.run.env} for"
+        f"Training {config.run.seeds} seed(s) of {config.run.arm} on {config.task} for"
         f" {config.run.steps:,} steps each, on {config.threads} thread(s). Output: {path}"
     )
     print(announcement(runner.learner.why_no_kernels))

@@ -16,6 +16,7 @@ PURPOSES = (
     "optimizer_noise",
     "observation_statistics",
     "methods",
+    "stream",
 )
 
 
@@ -40,6 +41,13 @@ def seed_of(seed: int, purpose: str, part: str = "") -> int:
     return int(key.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def generators(
+    seeds: list[int], purpose: str, device: torch.device | str = "cpu"
+) -> list[torch.Generator]:
+    """One generator per member, which draws on `device`."""
+    return [torch.Generator(device).manual_seed(seed_of(seed, purpose)) for seed in seeds]
+
+
 @dataclass
 class RandomStreams:
     """The learner's streams of S members: one `torch.Generator` per member and purpose."""
@@ -51,14 +59,10 @@ class RandomStreams:
     @classmethod
     def from_seeds(cls, seeds: list[int], device: torch.device | str = "cpu") -> RandomStreams:
         """Streams of members with these seeds; the optimizer's noise is drawn on `device`."""
-
-        def generators(purpose: str, where: torch.device | str) -> list[torch.Generator]:
-            return [torch.Generator(where).manual_seed(seed_of(seed, purpose)) for seed in seeds]
-
         return cls(
-            generators("action_noise", "cpu"),
-            generators("minibatch_order", "cpu"),
-            generators("optimizer_noise", device),
+            generators(seeds, "action_noise"),
+            generators(seeds, "minibatch_order"),
+            generators(seeds, "optimizer_noise", device),
         )
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:

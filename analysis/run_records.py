@@ -78,7 +78,7 @@ def read_run(path: Path) -> Arm:
     return Arm(
         name=_arm_name(settings, path.name),
         path=path,
-        environment=settings["env"],
+        environment=str(settings.get("stream") or settings["env"]),
         source="run directory",
         members=members,
         episodes=lambda: _episodes(parts[EPISODES]),

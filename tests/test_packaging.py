@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("agents", "analysis", "envs", "studies")
+ROOMS = ("agents", "analysis", "envs", "streams", "studies")
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,7 @@ class Collector:
 
     def collect(self) -> None:
         """Fill the rollout with T steps of the current policies, and evaluate them afterwards."""
+        # What every step needs: weights as arrays, noise, buffers
         rollout = self.rollout
         self.episodes, self.simulator_errors = [], {}
         layers = self.networks.actor.numpy_layers()
@@ -99,6 +100,7 @@ class Collector:
         observations = rollout.next_observations
 
         for step in range(rollout.num_steps):
+            # Act
             all_observations[step] = observations
             outputs = self.networks.actor.infer(all_observations[step], layers)
             perturbation = perturbations[step]
@@ -106,11 +108,13 @@ class Collector:
                 outputs, raw = np.split(outputs, 2, axis=-1)
                 perturbation = perturbation * std_of_output_numpy(raw)
             actions = np.add(outputs, perturbation, out=all_actions[step])
+            # Step the environments
             next_observations, rewards, terminations, truncations, infos = self.env.step(
                 self._played(actions)
             )
             observations = self._by_member(next_observations)
             all_rewards[step] = rewards
+            # Note what ended, and what the simulator says
             ended = np.logical_or(terminations, truncations)
             all_ended[step] = self._by_member(ended)
             if np.count_nonzero(ended):
@@ -122,6 +126,7 @@ class Collector:
             if "simulation_error" in infos:
                 self._note_simulation_errors(infos)
 
+        # Store, member axis first
         rollout.observations[:] = all_observations.swapaxes(0, 1)
         rollout.actions[:] = all_actions.swapaxes(0, 1)
         rollout.rewards[:] = all_rewards.reshape(shape).swapaxes(0, 1)
@@ -129,6 +134,7 @@ class Collector:
         rollout.dones[:, 1:] = all_ended[:-1].swapaxes(0, 1)
         rollout.next_observations[:] = observations
         rollout.next_dones[:] = all_ended[-1]
+        # Evaluate: values and log-probabilities, and what would have followed a time limit
         self._evaluate_rollout()
         self._bootstrap_time_limits(time_limits)
 

@@ -30,6 +30,15 @@ def find_sick_members(
         "a non-finite loss": failed.any(0),
         "non-finite weights": ~torch.isfinite(parameters).all(1).cpu().numpy(),
     }
+    return first_signs(signs)
+
+
+def first_signs(signs: dict[str, NDArray]) -> dict[int, str]:
+    """Each member that shows a sign, with the first that it shows.
+
+    Args:
+        signs: cause → [S] bool.
+    """
     sick: dict[int, str] = {}
     for cause, members in signs.items():
         for member in np.flatnonzero(members).tolist():

@@ -138,15 +138,20 @@ class PPO:
 
     def advance(self) -> IterationReport:
         """One iteration: anneal, collect a rollout, estimate advantages, update."""
+        # Anneal
         steps_before = self.steps
         self.previous_parameters.copy_(self.networks.parameters.data)
         learning_rate = self.learning_rate
         self.optimizer.set_learning_rate(learning_rate)
         with np.errstate(invalid="ignore", over="ignore"):
+            # Collect a rollout
             self.collector.collect()
+            # Estimate advantages
             advantages, returns = self.estimate_advantages()
+            # Update
             with flushed_denormals():
                 log = self.update(advantages, returns)
+        # Report
         self.iteration += 1
         episodes = [
             episode._replace(step=steps_before + episode.step)
@@ -250,6 +255,7 @@ class PPO:
             member skipped because of `target_kl`.
         """
         config, rollout, device = self.config, self.rollout, self.device
+        # The rollout as samples [S, T·N, …]
         samples = {
             "observations": rollout.samples("observations", device),
             "actions": rollout.samples("actions", device),
@@ -267,12 +273,14 @@ class PPO:
         log: list[Tensor] = []
 
         for epoch in range(config.epochs):
+            # Shuffle, every member in its own order
             order = self._permutations(num_samples) if permutations is None else permutations[epoch]
             rows = (order + offsets).flatten().to(device)
             shuffled = {
                 name: values.flatten(0, 1).index_select(0, rows).view_as(values)
                 for name, values in samples.items()
             }
+            # Normalise advantages
             if config.normalize_advantages == "minibatch" and minibatch_size > 1:
                 shuffled["advantages"] = normalize_minibatches(
                     shuffled["advantages"], config.minibatches
@@ -280,21 +288,25 @@ class PPO:
             minibatches: list[MinibatchTerms] = []
             taken: list[NDArray] = []
             for start in range(0, num_samples, minibatch_size):
+                # Gradient of the clipped loss
                 minibatch = {
                     name: values[:, start : start + minibatch_size]
                     for name, values in shuffled.items()
                 }
                 terms = compute_gradient(self.networks, minibatch, config)
                 self.gradient_norms = terms.gradient_norms
+                # Leave out members whose policy has moved far enough
                 if config.target_kl is not None:
                     active &= ~(approx_kl(terms.log_ratios) > config.target_kl).cpu().numpy()
                     if not active.any():
                         break
                 minibatches.append(terms)
                 taken.append(active.copy())
+                # Step, and let methods act
                 self.optimizer.step(None if active.all() else active)
                 if self.methods is not None:
                     self.methods.after_step(active & self.healthy, self.networks.features)
+            # What the minibatches were like
             if minibatches:
                 log.append(minibatch_statistics(minibatches, config.clip_coef))
                 log[-1][torch.from_numpy(~np.stack(taken))] = math.nan

@@ -127,6 +127,10 @@ def _gelu_derivatives(module: nn.GELU, z: Tensor, a: Tensor) -> tuple[Tensor, Te
     return torch.special.ndtr(z) + z * density, density * (2 - z * z)
 
 
+def _identity_derivatives(module: nn.Module, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ones_like(z), torch.zeros_like(z)
+
+
 def _softplus_derivatives(module: nn.Softplus, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     s = torch.sigmoid(module.beta * z)
     return s, module.beta * s * (1 - s)
@@ -193,6 +197,7 @@ ACTIVATIONS: dict[str, Activation] = {
         derivatives=_tanh_derivatives,
         training=_TANH,
     ),
+    "identity": Activation(lambda z: z, nn.Identity, derivatives=_identity_derivatives),
     "hardtanh": Activation(functional.hardtanh, nn.Hardtanh, saturated=_near_one),
     "softsign": Activation(functional.softsign, nn.Softsign, saturated=_near_one),
     "sigmoid": Activation(

@@ -11,10 +11,9 @@ from torch import Tensor
 from upgd_ppo.agents.kernels import switch
 from upgd_ppo.agents.networks.distribution import std_of_output
 from upgd_ppo.agents.networks.flat_parameters import FlatParameters
-from upgd_ppo.agents.networks.initialization import drawn_layer
+from upgd_ppo.agents.networks.initialization import initialise
 from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP, mlp_shapes
-from upgd_ppo.agents.random_streams import seed_of
 
 
 class ActorCritic:
@@ -66,9 +65,7 @@ class ActorCritic:
         self.activation_name = activation
         self.actor = StackedMLP(self.parameters, "actor", actor_sizes, activation, layer_norm)
         self.critic = StackedMLP(self.parameters, "critic", critic_sizes, activation, layer_norm)
-        for member, seed in enumerate(seeds):
-            generator = torch.Generator().manual_seed(seed_of(seed, "parameters"))
-            self._initialise(member, initialization, generator)
+        initialise(self.parameters, seeds, initialization)
 
     @property
     def why_no_kernels(self) -> str | None:
@@ -121,14 +118,3 @@ class ActorCritic:
         """The critic's estimates [S, B] for observations [S, B, O]."""
         inputs = torch.from_numpy(observations).to(self.parameters.data.device)
         return self.critic.forward(inputs).squeeze(-1).cpu().numpy()
-
-    def _initialise(self, member: int, initialization: str, generator: torch.Generator) -> None:
-        views = self.parameters.views
-        for name, view in views.items():
-            if name.endswith("norm_weight"):
-                view[member].fill_(1.0)
-            elif name.endswith(".weight"):
-                layer = name.removesuffix(".weight")
-                weight, bias = drawn_layer(initialization, layer, view.shape[1:], generator)
-                view[member].copy_(weight)
-                views[f"{layer}.bias"][member].copy_(bias)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from upgd_ppo.agents.networks.flat_parameters import FlatParameters
 from upgd_ppo.agents.networks.layers import Layer
+from upgd_ppo.agents.random_streams import seed_of
 
 Initialization = Callable[[str, Tensor, Tensor, torch.Generator], None]
 """(layer's name, weight [out, in], bias [out], generator): fills the last two, given as zeros."""
@@ -54,6 +56,26 @@ def drawn_layer(
     bias = torch.zeros(shape[0], dtype=torch.float64)
     INITIALIZATIONS[initialization](name, weight, bias, generator)
     return weight, bias
+
+
+def initialise(parameters: FlatParameters, seeds: list[int], initialization: str) -> None:
+    """Draw every layer's weights and biases; normalisations begin as the identity.
+
+    Args:
+        seeds: member k's weights depend on `seeds[k]` alone.
+        initialization: a key of `INITIALIZATIONS`.
+    """
+    views = parameters.views
+    for member, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed_of(seed, "parameters"))
+        for name, view in views.items():
+            if name.endswith("norm_weight"):
+                view[member].fill_(1.0)
+            elif name.endswith(".weight"):
+                layer = name.removesuffix(".weight")
+                weight, bias = drawn_layer(initialization, layer, view.shape[1:], generator)
+                view[member].copy_(weight)
+                views[f"{layer}.bias"][member].copy_(bias)
 
 
 def fresh_units(

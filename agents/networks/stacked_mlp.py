@@ -7,6 +7,7 @@ is one member. The tests hold it to autograd.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,8 @@ class StackedMLP:
         layer_norm: normalise pre-activations (Ba et al., 2016).
 
     Attributes:
+        hidden_layers: from the first to the last.
+        all_layers: the same and the output layer.
         keeps_features: `forward` leaves the hidden layers' activations in `features`.
         features: [S, B, units] of every hidden layer.
     """
@@ -63,28 +66,11 @@ class StackedMLP:
         self.activation_name = activation
         self.activation = training_of(activation)
         self.layer_norm = layer_norm
+        self.hidden_layers = self._hidden_layers()
+        self.all_layers = [*self.hidden_layers, self._as_layer(self.output_layer, sizes[-1])]
         self.keeps_features = False
         self.features: list[Tensor] = []
         self._saved: list[tuple[Tensor, ...]] = []
-
-    @property
-    def hidden_layers(self) -> list[Layer]:
-        """The hidden layers, from the first to the last."""
-        following = [*self.layers[1:], self.output_layer]
-        kinds = ("bias", "norm_weight", "norm_bias") if self.layer_norm else ("bias",)
-        return [
-            Layer(
-                network=layer.partition(".")[0],
-                name=layer.partition(".")[2],
-                units=units,
-                activation=self.activation_name,
-                incoming=f"{layer}.weight",
-                own=tuple(f"{layer}.{kind}" for kind in kinds),
-                outgoing=f"{after}.weight",
-                next_bias=f"{after}.bias",
-            )
-            for layer, after, units in zip(self.layers, following, self.sizes[1:-1], strict=True)
-        ]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[S, B, in] → [S, B, out], keeping what `backward` needs."""
@@ -158,6 +144,25 @@ class StackedMLP:
         outputs = np.matmul(h, output.weight)
         outputs += output.bias
         return outputs
+
+    def _hidden_layers(self) -> list[Layer]:
+        following = [*self.layers[1:], self.output_layer]
+        kinds = ("norm_weight", "norm_bias") if self.layer_norm else ()
+        return [
+            replace(
+                self._as_layer(layer, units, kinds),
+                activation=self.activation_name,
+                outgoing=f"{after}.weight",
+                next_bias=f"{after}.bias",
+            )
+            for layer, after, units in zip(self.layers, following, self.sizes[1:-1], strict=True)
+        ]
+
+    @staticmethod
+    def _as_layer(layer: str, units: int, further: tuple[str, ...] = ()) -> Layer:
+        network, _, name = layer.partition(".")
+        own = tuple(f"{layer}.{kind}" for kind in ("bias", *further))
+        return Layer(network, name, units, "identity", f"{layer}.weight", own)
 
     def _linear(self, layer: str, inputs: Tensor) -> Tensor:
         views = self.parameters.views

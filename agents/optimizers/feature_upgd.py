@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.optimizers.noise import Generators, NoiseFunction
 from upgd_ppo.agents.optimizers.tiles import Bucket, Tile
 from upgd_ppo.agents.optimizers.upgd import UPGD, correction_of, norms_of
@@ -19,7 +21,7 @@ class HiddenLayer:
 
     incoming: int
     per_unit: list[int]
-    outgoing: int
+    outgoing: list[int]
 
 
 class FeatureUPGD(UPGD):
@@ -45,12 +47,19 @@ class FeatureUPGD(UPGD):
     norm) belong to its units. Groups are needed only where one network has as many outputs as the
     next has inputs.
 
+    Where `layers` are given, they say what belongs to a unit instead, whatever the order of the
+    parameters and however many linear layers its output goes to::
+
+        FeatureUPGD(model.named_parameters(), layers=layers_of(model, inputs))
+
     Args:
         params, lr, beta_utility, sigma, weight_decay, order, scope, protecting, noise_clip,
             corrected_denominator, maximize, noise, generator, members: see `UPGD`.
+        layers: the hidden layers, whose parameters are then given with their names; those whose
+            units go to no linear layer count as none.
 
     Raises:
-        ValueError: as `UPGD`.
+        ValueError: as `UPGD`; if a layer's parameters are not in one group by their names.
     """
 
     unitwise = ("utility",)
@@ -74,7 +83,9 @@ class FeatureUPGD(UPGD):
         noise: str | NoiseFunction = "normal",
         generator: Generators = None,
         members: bool = False,
+        layers: Sequence[Layer] | None = None,
     ) -> None:
+        self.layers = layers
         super().__init__(
             params,
             lr=lr,
@@ -91,30 +102,80 @@ class FeatureUPGD(UPGD):
             generator=generator,
             members=members,
         )
+        self._check_layers()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "layers": self.layers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"layers": None, **state})
+
+    def _check_layers(self) -> None:
+        groups = [set(group.get("param_names", ())) for group in self.param_groups]
+        for layer in self.layers or ():
+            names = {layer.incoming, *layer.own, *_outgoing(layer)}
+            if not any(names <= group for group in groups):
+                raise ValueError(
+                    f"{layer.name} of {layer.network} is made of {', '.join(sorted(names))}, but no"
+                    " parameter group has parameters of all these names; give them as"
+                    " model.named_parameters()."
+                )
+
+    def _hidden_layers(self, bucket: Bucket) -> list[HiddenLayer]:
+        """The hidden layers among a bucket's parameters."""
+        if self.layers is None:
+            return _layers_by_shape(bucket)
+        group = bucket.group
+        names = {id(p): name for p, name in zip(group["params"], group["param_names"], strict=True)}
+        place = {names[id(p)]: index for index, p in enumerate(bucket.params)}
+        return [
+            HiddenLayer(
+                place[layer.incoming],
+                [place[name] for name in layer.own if name in place],
+                [place[name] for name in _outgoing(layer)],
+            )
+            for layer in self.layers
+            if layer.outgoing and {layer.incoming, *_outgoing(layer)} <= place.keys()
+        ]
+
+    def _unitless(self, bucket: Bucket) -> list[int]:
+        """The parameters that belong to no hidden unit."""
+        layers = self._hidden_layers(bucket)
+        owned = {index for layer in layers for index in (layer.incoming, *layer.per_unit)}
+        return [index for index in range(len(bucket.params)) if index not in owned]
 
     def _trace_utility(self, tile: Tile) -> None:
         bucket, beta = tile.bucket, tile.bucket.group["beta_utility"]
         trace = tile.state["utility"].mul_(beta)
-        for layer in hidden_layers(bucket):
-            weights = bucket.part(tile.weights, layer.outgoing)
-            utility = -(weights * bucket.part(tile.gradients, layer.outgoing)).sum(-2)
-            if bucket.group["order"] == "second":
-                curvature = bucket.part(tile.curvature, layer.outgoing)
-                utility += (weights * weights * curvature).sum(-2).mul_(0.5)
+        for layer in self._hidden_layers(bucket):
+            utility = self._utility(tile, layer.outgoing[0])
+            for index in layer.outgoing[1:]:
+                utility += self._utility(tile, index)
             # Every weight holds its unit's trace, so that traces and utilities have its shape.
             bucket.part(trace, layer.incoming).add_(utility.unsqueeze(-1), alpha=1 - beta)
             for index in layer.per_unit:
                 bucket.part(trace, index).add_(utility, alpha=1 - beta)
 
+    @staticmethod
+    def _utility(tile: Tile, outgoing: int) -> Tensor:
+        """What the loss would gain, through one of the next layers, if a unit's gate closed."""
+        bucket = tile.bucket
+        weights = bucket.part(tile.weights, outgoing)
+        utility = -(weights * bucket.part(tile.gradients, outgoing)).sum(-2)
+        if bucket.group["order"] == "second":
+            curvature = bucket.part(tile.curvature, outgoing)
+            utility += (weights * weights * curvature).sum(-2).mul_(0.5)
+        return utility
+
     def _gate(self, tile: Tile, largest: Tensor | None) -> Tensor:
         gate = super()._gate(tile, largest)
-        for index in _unitless(tile.bucket):
+        for index in self._unitless(tile.bucket):
             tile.bucket.part(gate, index).fill_(1.0)
         return gate
 
     def _local_gate(self, tile: Tile) -> Tensor:
         bucket, gate = tile.bucket, tile.scratch[0].zero_()
-        for layer in hidden_layers(bucket):
+        for layer in self._hidden_layers(bucket):
             trace = bucket.part(tile.state["utility"], layer.incoming)[..., 0]
             ratio = trace / norms_of(trace, correction_of(bucket)).neg_()
             bucket.part(gate, layer.incoming).copy_(ratio.unsqueeze(-1))
@@ -125,7 +186,7 @@ class FeatureUPGD(UPGD):
     def _noise_for(self, tile: Tile) -> Tensor | None:
         noise = super()._noise_for(tile)
         if noise is not None:
-            for index in _unitless(tile.bucket):
+            for index in self._unitless(tile.bucket):
                 tile.bucket.part(noise, index).zero_()
         return noise
 
@@ -133,22 +194,20 @@ class FeatureUPGD(UPGD):
         return False
 
 
-def hidden_layers(bucket: Bucket) -> list[HiddenLayer]:
-    """The hidden layers among a bucket's parameters, by shape (see `FeatureUPGD`)."""
+def _layers_by_shape(bucket: Bucket) -> list[HiddenLayer]:
+    """See `FeatureUPGD`."""
     shapes = bucket.row_shapes
     matrices = [index for index, shape in enumerate(shapes) if len(shape) == 2]
     return [
         HiddenLayer(
             incoming,
             [i for i in range(incoming + 1, outgoing) if shapes[i] == (shapes[incoming][0],)],
-            outgoing,
+            [outgoing],
         )
         for incoming, outgoing in pairwise(matrices)
         if shapes[incoming][0] == shapes[outgoing][1]
     ]
 
 
-def _unitless(bucket: Bucket) -> list[int]:
-    """The parameters that belong to no hidden unit."""
-    owned = {i for layer in hidden_layers(bucket) for i in (layer.incoming, *layer.per_unit)}
-    return [index for index in range(len(bucket.params)) if index not in owned]
+def _outgoing(layer: Layer) -> list[str]:
+    return [name for name in (layer.outgoing, *layer.also_outgoing) if name is not None]

@@ -61,7 +61,7 @@ def hesscale(
                 _add(module.bias, delta.sum(0), curvature.sum(0))
             delta = delta @ module.weight
             curvature = curvature @ module.weight.square()
-        elif type(module) is not nn.Identity:
+        else:
             slope, bend = DERIVATIVES[type(module)](module, z, a)
             curvature = slope.square() * curvature + bend * delta
             delta = delta * slope
@@ -74,9 +74,8 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[list[tuple[nn.Module, Tensor
     pending: list[Tensor] = []
 
     def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        elementwise = (*DERIVATIVES, nn.Identity)
-        if not isinstance(module, nn.Linear) and type(module) not in elementwise:
-            known = ", ".join(["Linear", *(cls.__name__ for cls in elementwise)])
+        if not isinstance(module, nn.Linear) and type(module) not in DERIVATIVES:
+            known = ", ".join(["Linear", *(cls.__name__ for cls in DERIVATIVES)])
             raise TypeError(f"hesscale does not know the module {module}; it knows {known}.")
         calls.append((module, pending.pop(), output))
 

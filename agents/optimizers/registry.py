@@ -21,7 +21,7 @@ from upgd_ppo.agents.optimizers.upgd import UPGD
 
 Layout = Literal["flat", "stacked", "member"]
 
-NOT_SETTINGS = ("self", "params", "lr", "generator", "members")
+NOT_SETTINGS = ("self", "params", "lr", "generator", "members", "layers")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ a network or draws from a live random stream.
 """
 
 from upgd_ppo.agents.optimizers.memory import adam_direction
-from upgd_ppo.agents.plasticity.early_warnings import EarlyWarning, EarlyWarningMonitor, Thresholds
+from upgd_ppo.agents.plasticity.catalogue import CATALOGUE, Statistic
+from upgd_ppo.agents.plasticity.early_warnings import EarlyWarning, EarlyWarningMonitor
 from upgd_ppo.agents.plasticity.features import (
     approximate_rank,
     dead_fraction,
@@ -14,19 +15,21 @@ from upgd_ppo.agents.plasticity.features import (
     effective_rank,
     feature_norm,
     feature_rank,
-    feature_statistics,
     rarely_active_fraction,
     saturated_fraction,
     select_samples,
     srank,
     stable_rank,
 )
-from upgd_ppo.agents.plasticity.measure import Measurement, layer_activations, measure
+from upgd_ppo.agents.plasticity.layer_statistics import feature_statistics, weight_statistics
+from upgd_ppo.agents.plasticity.measure import Measurement, measure
 from upgd_ppo.agents.plasticity.optimizer_statistics import (
     effective_step,
     plasticity,
-    scaled_utility_statistics,
-    utility_statistics,
+    protected_fraction,
+    utility_max,
+    utility_mean,
+    utility_quartiles,
 )
 from upgd_ppo.agents.plasticity.population_statistics import StatisticsTable, population_statistics
 from upgd_ppo.agents.plasticity.probe import module_trainability, trainability
@@ -40,16 +43,16 @@ from upgd_ppo.agents.plasticity.weights import (
     weight_max_abs,
     weight_mean_abs,
     weight_rank,
-    weight_statistics,
 )
 
 __all__ = [
+    "CATALOGUE",
     "EarlyWarning",
     "EarlyWarningMonitor",
     "Measurement",
     "Row",
+    "Statistic",
     "StatisticsTable",
-    "Thresholds",
     "adam_direction",
     "approximate_rank",
     "dead_fraction",
@@ -62,20 +65,21 @@ __all__ = [
     "feature_statistics",
     "gradient_l2",
     "gradient_zero_fraction",
-    "layer_activations",
     "measure",
     "module_trainability",
     "plasticity",
     "population_statistics",
+    "protected_fraction",
     "rarely_active_fraction",
     "saturated_fraction",
-    "scaled_utility_statistics",
     "select_samples",
     "srank",
     "stable_rank",
     "trainability",
     "update_ratio",
-    "utility_statistics",
+    "utility_max",
+    "utility_mean",
+    "utility_quartiles",
     "weight_l2",
     "weight_max_abs",
     "weight_mean_abs",

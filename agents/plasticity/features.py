@@ -26,9 +26,6 @@ RARELY = 0.01
 
 _GOLDEN = (5**0.5 - 1) / 2
 
-# Entries processed at a time by `feature_statistics`: 4 MB in float64, so that they stay in cache.
-_CHUNK_ENTRIES = 2**19
-
 
 def select_samples(batch: Tensor, dim: int = 0, limit: int = MAX_SAMPLES) -> Tensor:
     """At most `limit` samples along an axis, spread evenly, drawing no random number.
@@ -50,7 +47,7 @@ def dormant_fraction(features: Tensor, threshold: float = 0.025) -> Tensor:
 
     Source: Sokar et al. (2023), "The dormant neuron phenomenon", definition 3.1.
     """
-    activity = _checked(features).abs().mean(-2)
+    activity = checked(features).abs().mean(-2)
     layer = activity.mean(-1, keepdim=True)
     return _fraction(activity <= threshold * layer, witness=layer.squeeze(-1))
 
@@ -64,7 +61,7 @@ def dead_fraction(features: Tensor, activation: str) -> Tensor:
     and their like never rest at 0; judging them by their deviation is this project's extension
     (that paper's code calls a LeakyReLU unit dead when it is negative on the whole batch).
     """
-    features = _checked(features)
+    features = checked(features)
     if activation_named(activation).dead_at_zero:
         peak = features.abs().amax(-2)
         return _fraction(peak == 0, witness=peak.sum(-1))
@@ -88,7 +85,7 @@ def rarely_active_fraction(features: Tensor, activation: str) -> Tensor:
             f"Rarely active units are not defined for '{activation}'; they are for ReLU, ReLU6 and "
             "CReLU, whose units rest at 0."
         )
-    features = _checked(features)
+    features = checked(features)
     active = (features > 0).double().mean(-2)
     return _fraction(active < RARELY, witness=features.sum((-2, -1)))
 
@@ -111,102 +108,60 @@ def saturated_fraction(features: Tensor, activation: str) -> Tensor:
             f"Saturation is not defined for '{activation}'; it is for tanh, sigmoid, ReLU and "
             "their piecewise linear variants, so leave saturated_fraction out for this network."
         )
-    features = _checked(features)
+    features = checked(features)
     return _fraction(saturated(features).double().mean(-2), witness=features.sum((-2, -1)))
 
 
 def feature_norm(features: Tensor) -> Tensor:
     """Mean over the batch of ‖h‖₂."""
-    norm = torch.linalg.vector_norm(_checked(features), dim=-1).mean(-1)
+    norm = torch.linalg.vector_norm(checked(features), dim=-1).mean(-1)
     return torch.where(norm.isfinite(), norm, torch.nan)
+
+
+def nonfinite_count(features: Tensor, gram: Tensor) -> Tensor:
+    """Number of NaN and infinite entries of each of features [n, batch, units]: [n].
+
+    A finite Gram matrix [n, k, k] proves the features finite; only the others are looked at.
+    """
+    suspect = ~gram.isfinite().flatten(1).all(1)
+    count = torch.zeros(len(features), dtype=torch.float64, device=features.device)
+    if suspect.any():
+        count[suspect] = (~features[suspect].isfinite()).double().sum((-2, -1))
+    return count
 
 
 def effective_rank(features: Tensor) -> Tensor:
     """exp of the entropy of the normalised singular values (Roy & Vetterli, 2007)."""
-    return spectrum.effective_rank_of(spectrum.singular_values(_checked(features)))
+    return spectrum.effective_rank_of(spectrum.singular_values(checked(features)))
 
 
 def stable_rank(features: Tensor) -> Tensor:
     """Σσ²/σ₁² (Rudelson & Vershynin, 2007). Not `srank`, which some projects call so."""
-    return spectrum.stable_rank_of(spectrum.singular_values(_checked(features)))
+    return spectrum.stable_rank_of(spectrum.singular_values(checked(features)))
 
 
 def srank(features: Tensor) -> Tensor:
     """Smallest k whose k largest singular values hold 99 % of their sum (Kumar et al., 2021)."""
-    return spectrum.srank_of(spectrum.singular_values(_checked(features)))
+    return spectrum.srank_of(spectrum.singular_values(checked(features)))
 
 
 def approximate_rank(features: Tensor) -> Tensor:
     """Smallest k whose k largest σ² hold 99 % of their sum (Yang et al., 2020)."""
-    return spectrum.approximate_rank_of(spectrum.singular_values(_checked(features)))
+    return spectrum.approximate_rank_of(spectrum.singular_values(checked(features)))
 
 
 def feature_rank(features: Tensor, threshold: float = 0.01) -> Tensor:
     """Number of singular values with σ/√batch > threshold (Lyle et al., 2022)."""
-    values = spectrum.singular_values(_checked(features))
+    values = spectrum.singular_values(checked(features))
     return spectrum.feature_rank_of(values, features.shape[-2], threshold)
 
 
-@torch.no_grad()
-def feature_statistics(features: Tensor, activation: str) -> dict[str, Tensor]:
-    """Every statistic of features [..., batch, units] by name, with one batched decomposition.
+def checked(features: Tensor, convert: bool = True) -> Tensor:
+    """Features in float64, or as they are.
 
-    Beyond `MAX_SAMPLES` samples, evenly spread ones are used. `saturated_fraction` is left out
-    where the activation has no definition of saturation, `rarely_active_fraction` where its units
-    do not rest at 0. `nonfinite_count` is the number of NaN
-    and infinite entries.
+    Raises:
+        ValueError: if they are no features.
     """
-    results, gram = elementwise_statistics(features, activation)
-    [values] = spectrum.singular_values_from_grams([gram])
-    batch = min(features.shape[-2], MAX_SAMPLES)
-    return {**results, **rank_statistics(values, batch)}
-
-
-def rank_statistics(values: Tensor, batch: int) -> dict[str, Tensor]:
-    """The ranks by name, of the singular values [..., k] of features with that many samples."""
-    return {
-        "effective_rank": spectrum.effective_rank_of(values),
-        "stable_rank": spectrum.stable_rank_of(values),
-        "srank": spectrum.srank_of(values),
-        "approximate_rank": spectrum.approximate_rank_of(values),
-        "feature_rank": spectrum.feature_rank_of(values, batch),
-    }
-
-
-def elementwise_statistics(features: Tensor, activation: str) -> tuple[dict[str, Tensor], Tensor]:
-    """The statistics that need no decomposition, by name, and the Gram matrix for those that do.
-
-    So that a caller with many layers can decompose the Gram matrices [..., k, k] of all together.
-    """
-    has_saturation = activation_named(activation).saturated is not None
-    rests_at_zero = activation_named(activation).dead_at_zero
-    features = select_samples(_checked(features, convert=False), dim=-2)
-    *leading, batch, units = features.shape
-    flat = features.reshape(-1, batch, units)
-    parts: dict[str, list[Tensor]] = {}
-    for chunk in flat.split(max(1, _CHUNK_ENTRIES // (batch * units))):
-        chunk = chunk.double()
-        gram = spectrum.gram_matrix(chunk)
-        values = {
-            "dormant_fraction": dormant_fraction(chunk),
-            "dead_fraction": dead_fraction(chunk, activation),
-            "feature_norm": feature_norm(chunk),
-            "nonfinite_count": _nonfinite_count(chunk, gram),
-            "gram": gram,
-        }
-        if has_saturation:
-            values["saturated_fraction"] = saturated_fraction(chunk, activation)
-        if rests_at_zero:
-            values["rarely_active_fraction"] = rarely_active_fraction(chunk, activation)
-        for name, value in values.items():
-            parts.setdefault(name, []).append(value)
-    joined = {name: torch.cat(values) for name, values in parts.items()}
-    gram = joined.pop("gram")
-    results = {name: value.reshape(leading) for name, value in joined.items()}
-    return results, gram.reshape(*leading, *gram.shape[-2:])
-
-
-def _checked(features: Tensor, convert: bool = True) -> Tensor:
     if features.ndim < 2 or not features.is_floating_point() or features.numel() == 0:
         raise ValueError(
             f"Features must be a non-empty floating-point tensor [..., batch, units], but a tensor "
@@ -218,12 +173,3 @@ def _checked(features: Tensor, convert: bool = True) -> Tensor:
 def _fraction(flags: Tensor, witness: Tensor) -> Tensor:
     """Mean of flags [..., units] over units, NaN where the witness [...] is not finite."""
     return torch.where(witness.isfinite(), flags.double().mean(-1), torch.nan)
-
-
-def _nonfinite_count(features: Tensor, gram: Tensor) -> Tensor:
-    # A finite Gram matrix proves the features finite; only the others are worth looking at.
-    suspect = ~gram.isfinite().flatten(1).all(1)
-    count = torch.zeros(len(features), dtype=torch.float64, device=features.device)
-    if suspect.any():
-        count[suspect] = (~features[suspect].isfinite()).double().sum((-2, -1))
-    return count

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.networks.stacked_mlp import StackedMLP
 from upgd_ppo.agents.optimizers.population_optimizer import PopulationOptimizer
 from upgd_ppo.agents.optimizers.separate import SeparateOptimizers
@@ -79,19 +80,20 @@ class Inspector:
         observations = select_samples(observations, dim=1)
         parameters = next(iter(networks.values())).parameters
         memory = optimizer.describe() if statistics or histograms else {}
-        features: dict[str, list[Tensor]] = {}
+        layers = [layer for mlp in networks.values() for layer in mlp.all_layers]
+        features: dict[Layer, Tensor] = {}
         if statistics or histograms:
-            features = {
-                name: mlp.hidden_activations(observations) for name, mlp in networks.items()
-            }
+            for mlp in networks.values():
+                activations = mlp.hidden_activations(observations)
+                features |= zip(mlp.hidden_layers, activations, strict=True)
 
         # Statistics of every layer, and the learner's own
         tables = []
         if statistics:
             tables = [
                 population_statistics(
+                    layers,
                     features,
-                    next(iter(networks.values())).activation_name,
                     parameters.views,
                     initial=parameters.named_views(initial),
                     previous=parameters.named_views(previous),
@@ -104,30 +106,16 @@ class Inspector:
         # The probe
         if probe:
             columns = {
-                (name, "all", "trainability"): self._probe(mlp, observations)
+                (name, "all", "trainability"): trainability(
+                    mlp.all_layers, parameters.views, observations, self.seeds
+                )
                 for name, mlp in networks.items()
             }
             tables.append(StatisticsTable.from_columns(columns))
         # Histograms
         return Inspection(
             StatisticsTable.beside(tables, len(self.seeds)),
-            _histograms(features, parameters.views, memory) if histograms else {},
-        )
-
-    def _probe(self, mlp: StackedMLP, observations: Tensor) -> Tensor:
-        views = mlp.parameters.views
-        layers = [*mlp.layers, mlp.output_layer]
-        return trainability(
-            [views[f"{layer}.weight"] for layer in layers],
-            [views[f"{layer}.bias"] for layer in layers],
-            mlp.activation_name,
-            observations,
-            self.seeds,
-            norms=[
-                (views[f"{layer}.norm_weight"], views[f"{layer}.norm_bias"])
-                for layer in mlp.layers
-                if mlp.layer_norm
-            ],
+            _histograms(layers, features, parameters.views, memory) if histograms else {},
         )
 
 
@@ -138,23 +126,22 @@ def _due(every: int, iteration: int, is_last: bool) -> bool:
 
 
 def _histograms(
-    features: dict[str, list[Tensor]],
+    layers: Sequence[Layer],
+    features: Mapping[Layer, Tensor],
     weights: Mapping[str, Tensor],
-    memory: dict[str, dict[str, Tensor]],
+    memory: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, NDArray]:
     tensors = {
-        f"unit_activations/{network}/layer_{i}": layer
-        for network, layers in features.items()
-        for i, layer in enumerate(layers, start=1)
+        f"unit_activations/{layer.network}/{layer.name}": activations
+        for layer, activations in features.items()
     }
-    kinds: dict[str, Mapping[str, Tensor]] = {"weights": weights}
+    kinds = {"weights": weights}
     if "scaled_utilities" in memory:
         kinds["scaled_utilities"] = memory["scaled_utilities"]
     tensors |= {
-        f"{kind}/{name.removesuffix('.weight').replace('.', '/')}": tensor
+        f"{kind}/{layer.network}/{layer.name}": named[layer.incoming]
         for kind, named in kinds.items()
-        for name, tensor in named.items()
-        if name.endswith(".weight")
+        for layer in layers
     }
     return {
         name: np.stack([_histogram(values) for values in tensor.flatten(1).cpu().numpy()])

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from upgd_ppo.agents.networks.activations import known_activation
-from upgd_ppo.agents.plasticity.features import (
-    MAX_SAMPLES,
+from upgd_ppo.agents.networks.layers import ObservedLayer, as_tensors, observe
+from upgd_ppo.agents.plasticity.features import MAX_SAMPLES, select_samples
+from upgd_ppo.agents.plasticity.layer_statistics import (
     elementwise_statistics,
     rank_statistics,
-    select_samples,
+    weight_rank_statistics,
+    weight_statistics,
 )
-from upgd_ppo.agents.plasticity.spectrum import (
-    effective_rank_of,
-    gram_matrix,
-    singular_values_from_grams,
-)
-from upgd_ppo.agents.plasticity.weights import weight_statistics
-
-_WEIGHTED = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-
-# Layers that may stand between a linear or convolutional one and its activation.
-_PASSING = (
-    nn.Identity,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.modules.batchnorm._NormBase,
-    nn.modules.dropout._DropoutNd,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.Flatten,
-)
+from upgd_ppo.agents.plasticity.spectrum import gram_matrix, singular_values_from_grams
 
 
 class Measurement(NamedTuple):
@@ -59,59 +27,6 @@ class Measurement(NamedTuple):
     layer: str
     statistic: str
     value: float
-
-
-@dataclass
-class _Layer:
-    """A linear or convolutional layer that ran, and the activation that followed, if any."""
-
-    path: str
-    module: nn.Module
-    activation: str | None = None
-    features: Tensor | None = None
-
-
-class _Recorder:
-    """Pairs every linear or convolutional layer with its activation while a forward pass runs.
-
-    An activation belongs to the layer that its input came from, through normalisation, dropout,
-    pooling or flattening. Where the input was made by other means (a sum with a skip connection,
-    a reshape), it belongs to the latest layer that has none yet. A layer that runs several times
-    is one layer, measured the first time that its activation runs.
-    """
-
-    def __init__(self) -> None:
-        self._by_path: dict[str, _Layer] = {}
-        self._source: dict[int, _Layer] = {}
-        # An id names a tensor only while the tensor lives.
-        self._alive: list[Tensor] = []
-
-    @property
-    def layers(self) -> list[_Layer]:
-        """In the order in which they first ran."""
-        return list(self._by_path.values())
-
-    def record(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not isinstance(output, Tensor) or not inputs or not isinstance(inputs[0], Tensor):
-            return
-        source = self._source.get(id(inputs[0]))
-        self._alive += [inputs[0], output]
-        if isinstance(module, _WEIGHTED):
-            self._source[id(output)] = self._by_path.setdefault(path, _Layer(path, module))
-        elif isinstance(module, _PASSING):
-            if source is not None:
-                self._source[id(output)] = source
-        elif (activation := known_activation(type(module).__name__)) is not None:
-            self._activated(source, activation, output)
-            self._source.pop(id(output), None)
-
-    def _activated(self, source: _Layer | None, activation: str, output: Tensor) -> None:
-        if source is None:
-            waiting = [layer for layer in self.layers if layer.activation is None]
-            source = waiting[-1] if waiting else None
-        if source is not None and source.activation is None:
-            source.activation = activation
-            source.features = _as_units(output.detach(), source.module).clone()
 
 
 def measure(
@@ -150,147 +65,87 @@ def measure(
     Raises:
         ValueError: if the module has no hidden layer that hooks can see.
     """
-    layers = _layers_that_run(module, observations, forward)
+    layers = observed_layers(module, observations, forward)
+    return [row for rows in measurements(module, layers, initial, previous) for row in rows]
+
+
+def observed_layers(
+    module: nn.Module, observations: Any, forward: Callable[[Any], Any] | None = None
+) -> list[ObservedLayer]:
+    """The layers that run, with at most 1024 samples of their features. See `measure`."""
+    inputs = _thinned(as_tensors(observations, module))
+    layers = observe(module, inputs, forward=forward, keep=_some_of)
     if all(layer.features is None for layer in layers):
         raise ValueError(
             f"{type(module).__name__} has no hidden layer to measure: a linear or convolutional "
             "layer followed by an activation module was expected; write activations as modules "
             "(nn.ReLU(), nn.Tanh()) rather than as function calls."
         )
-    return _measurements(layers, initial or {}, previous or {})
+    return layers
 
 
-def layer_activations(
-    module: nn.Module, observations: Any, *, forward: Callable[[Any], Any] | None = None
-) -> dict[tuple[str, str], str]:
-    """The nonlinearity of every hidden layer, by network and layer as `measure` names them.
-
-    Arguments are those of `measure`. Nonlinearities are keys of `ACTIVATIONS`, such as "tanh".
-    """
-    layers = _layers_that_run(module, observations, forward)
-    return {
-        place: layer.activation
-        for place, layer in zip(_places(layers), layers, strict=True)
-        if layer.activation is not None
+def measurements(
+    module: nn.Module,
+    layers: Sequence[ObservedLayer],
+    initial: Mapping[str, Tensor] | None = None,
+    previous: Mapping[str, Tensor] | None = None,
+) -> list[list[Measurement]]:
+    """The statistics of each layer. Arguments are those of `measure`."""
+    initial, previous = initial or {}, previous or {}
+    names = [observed.layer.incoming for observed in layers]
+    # Every spectrum is taken at once: of the features first, then of the weights.
+    features = {
+        index: observed.features
+        for index, observed in enumerate(layers)
+        if observed.features is not None
     }
-
-
-def _layers_that_run(
-    module: nn.Module, observations: Any, forward: Callable[[Any], Any] | None
-) -> list[_Layer]:
-    recorder = _Recorder()
-    inputs = _prepared(observations, module)
-    with _observed(module, recorder):
-        if forward is not None:
-            forward(inputs)
-        elif isinstance(inputs, tuple):
-            module(*inputs)
-        else:
-            module(inputs)
-    return recorder.layers
-
-
-@contextmanager
-def _observed(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Record a forward pass that leaves modes, gradients and the random state as they were."""
-    training = [(part, part.training) for part in module.modules()]
-    devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
-    handles = [
-        part.register_forward_hook(
-            lambda part, inputs, output, path=path: recorder.record(path, part, inputs, output)
-        )
-        for path, part in module.named_modules()
-    ]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
-            module.eval()
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for part, mode in training:
-            part.training = mode
-
-
-def _prepared(observations: Any, module: nn.Module) -> Any:
-    """At most `MAX_SAMPLES` samples of every tensor, arrays as tensors on the module's device."""
-    if isinstance(observations, tuple):
-        return tuple(_prepared(part, module) for part in observations)
-    if isinstance(observations, Mapping):
-        return {name: _prepared(part, module) for name, part in observations.items()}
-    if isinstance(observations, np.ndarray):
-        parameter = next(module.parameters(), torch.empty(0))
-        observations = torch.as_tensor(observations, device=parameter.device)
-        if observations.is_floating_point():
-            observations = observations.to(parameter.dtype)
-    return select_samples(observations) if isinstance(observations, Tensor) else observations
-
-
-def _as_units(output: Tensor, module: nn.Module) -> Tensor:
-    """Features [samples, units]: channels of a convolution are units, positions are samples."""
-    if not isinstance(module, nn.Linear) and output.ndim > 2:
-        output = output.movedim(1, -1)
-    features = output.reshape(-1, output.shape[-1])
-    if len(features) > MAX_SAMPLES:
-        # Evenly spaced positions could all fall into one column of an image; a fixed shuffle
-        # cannot, and its own generator leaves the random streams of training alone.
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(len(features), generator=generator)[:MAX_SAMPLES]
-        features = features[chosen.to(features.device)]
-    return features
-
-
-def _measurements(
-    layers: list[_Layer], initial: Mapping[str, Tensor], previous: Mapping[str, Tensor]
-) -> list[Measurement]:
-    hidden = [layer for layer in layers if layer.features is not None]
-    parts = [elementwise_statistics(layer.features, layer.activation) for layer in hidden]  # type: ignore[arg-type]
-    weights = [_as_matrix(layer.module.weight) for layer in layers]  # type: ignore[arg-type]
-    values = singular_values_from_grams(
-        [*(gram for _, gram in parts), *(gram_matrix(weight) for weight in weights)]
+    parts = {
+        index: elementwise_statistics(values, layers[index].layer.activation)
+        for index, values in features.items()
+    }
+    weights = [_as_matrix(attrgetter(name)(module)) for name in names]
+    spectra = singular_values_from_grams(
+        [*(gram for _, gram in parts.values()), *(gram_matrix(weight) for weight in weights)]
     )
-    described = {
-        id(layer): statistics | rank_statistics(layer_values, len(layer.features))  # type: ignore[arg-type]
-        for layer, (statistics, _), layer_values in zip(hidden, parts, values, strict=False)
-    }
-    measurements = []
-    for layer, place, weight, weight_values in zip(
-        layers, _places(layers), weights, values[len(hidden) :], strict=True
+    statistics: list[dict[str, Tensor]] = [{} for _ in layers]
+    for (index, (elementwise, _)), values in zip(parts.items(), spectra, strict=False):
+        statistics[index] |= elementwise | rank_statistics(values, len(features[index]))
+    for index, (name, weight, values) in enumerate(
+        zip(names, weights, spectra[len(parts) :], strict=True)
     ):
-        name = f"{layer.path}.weight" if layer.path else "weight"
-        statistics = described.get(id(layer), {}) | weight_statistics(
+        statistics[index] |= weight_statistics(
             weight[None],
             initial=_as_matrix(initial[name])[None] if name in initial else None,
             previous=_as_matrix(previous[name])[None] if name in previous else None,
         )
-        statistics["weight_rank"] = effective_rank_of(weight_values)
-        measurements += [
-            Measurement(*place, statistic, float(value)) for statistic, value in statistics.items()
+        statistics[index] |= weight_rank_statistics(values)
+    return [
+        [
+            Measurement(observed.layer.network, observed.layer.name, statistic, float(value))
+            for statistic, value in own.items()
         ]
-    return measurements
+        for observed, own in zip(layers, statistics, strict=True)
+    ]
+
+
+def _thinned(inputs: Any) -> Any:
+    """At most `MAX_SAMPLES` samples of every tensor."""
+    if isinstance(inputs, tuple):
+        return tuple(_thinned(part) for part in inputs)
+    if isinstance(inputs, Mapping):
+        return {name: _thinned(part) for name, part in inputs.items()}
+    return select_samples(inputs) if isinstance(inputs, Tensor) else inputs
+
+
+def _some_of(features: Tensor) -> Tensor:
+    if len(features) <= MAX_SAMPLES:
+        return features
+    # Evenly spaced positions could all fall into one column of an image; a fixed shuffle cannot,
+    # and its own generator leaves the random streams of training alone.
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(features), generator=generator)[:MAX_SAMPLES]
+    return features[chosen.to(features.device)]
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
     return weight.detach().flatten(1)
-
-
-def _places(layers: list[_Layer]) -> list[tuple[str, str]]:
-    """(network, layer) of each layer: see `measure`."""
-    containers = [layer.path.rpartition(".")[0] for layer in layers]
-    outputs = Counter(
-        container
-        for container, layer in zip(containers, layers, strict=True)
-        if layer.activation is None
-    )
-    numbers: Counter[str] = Counter()
-    places = []
-    for container, layer in zip(containers, layers, strict=True):
-        network = container or "network"
-        if layer.activation is not None:
-            numbers[container] += 1
-            places.append((network, f"layer_{numbers[container]}"))
-        elif outputs[container] == 1:
-            places.append((network, "output"))
-        else:
-            places.append((layer.path, "output"))
-    return places

@@ -14,31 +14,33 @@ from upgd_ppo.agents.plasticity.weights import Tensors, weight_mean_abs
 
 PROTECTED_ABOVE = 0.6
 
+QUARTILES = (25, 50, 75)
 
-@torch.no_grad()
-def utility_statistics(utilities: Tensors) -> dict[str, Tensor]:
-    """`utility_mean` and `utility_max` of the (bias-corrected) utility traces of UPGD."""
+
+def utility_mean(utilities: Tensors) -> Tensor:
+    """Mean of the (bias-corrected) utility traces of UPGD."""
+    return _rows(utilities).mean(-1)
+
+
+def utility_max(utilities: Tensors) -> Tensor:
+    """Largest of the (bias-corrected) utility traces of UPGD."""
     rows = _rows(utilities)
-    return {"utility_mean": rows.mean(-1), "utility_max": _finite_or_nan(rows, rows.amax(-1))}
+    return _finite_or_nan(rows, rows.amax(-1))
 
 
-@torch.no_grad()
-def scaled_utility_statistics(scaled_utilities: Tensors) -> dict[str, Tensor]:
-    """Quartiles of the scaled utility s and `protected_fraction`, the share with s > 0.6.
-
-    The quartiles are `scaled_utility_q25`, `scaled_utility_q50`, `scaled_utility_q75`,
-    interpolated linearly.
-    """
+def utility_quartiles(scaled_utilities: Tensors) -> Tensor:
+    """Quartiles [3, S] of the scaled utility s, interpolated linearly."""
     rows = _rows(scaled_utilities)
     # NumPy selects where torch.quantile sorts; a NaN makes its row's quartiles NaN.
-    quartiles = torch.from_numpy(np.quantile(rows.cpu().numpy(), [0.25, 0.5, 0.75], axis=1))
-    protected = (rows > PROTECTED_ABOVE).double().mean(-1)
-    results = {
-        f"scaled_utility_q{percent}": quartile
-        for percent, quartile in zip((25, 50, 75), quartiles, strict=True)
-    }
-    results["protected_fraction"] = protected
-    return {name: _finite_or_nan(rows, value.to(rows.device)) for name, value in results.items()}
+    shares = [percent / 100 for percent in QUARTILES]
+    quartiles = torch.from_numpy(np.quantile(rows.cpu().numpy(), shares, axis=1))
+    return _finite_or_nan(rows, quartiles.to(rows.device))
+
+
+def protected_fraction(scaled_utilities: Tensors) -> Tensor:
+    """Share of weights with a scaled utility s > 0.6, which are held still."""
+    rows = _rows(scaled_utilities)
+    return _finite_or_nan(rows, (rows > PROTECTED_ABOVE).double().mean(-1))
 
 
 def effective_step(directions: Tensors) -> Tensor:

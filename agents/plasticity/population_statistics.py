@@ -11,10 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upgd_ppo.agents.plasticity import optimizer_statistics, spectrum
-from upgd_ppo.agents.plasticity.features import MAX_SAMPLES, elementwise_statistics, rank_statistics
+from upgd_ppo.agents.networks.layers import Layer
+from upgd_ppo.agents.plasticity import spectrum
+from upgd_ppo.agents.plasticity.features import MAX_SAMPLES
+from upgd_ppo.agents.plasticity.layer_statistics import (
+    elementwise_statistics,
+    rank_statistics,
+    weight_rank_statistics,
+    weight_statistics,
+)
 from upgd_ppo.agents.plasticity.rows import Row
-from upgd_ppo.agents.plasticity.weights import weight_statistics
 
 Key = tuple[str, str, str]
 """(network, layer, statistic)."""
@@ -91,8 +97,8 @@ class StatisticsTable:
 
 @torch.no_grad()
 def population_statistics(
-    features: Mapping[str, Sequence[Tensor]],
-    activation: str,
+    layers: Sequence[Layer],
+    features: Mapping[Layer, Tensor],
     parameters: NamedTensors,
     *,
     initial: NamedTensors | None = None,
@@ -107,16 +113,14 @@ def population_statistics(
     On a CPU members are measured one after the other: what a reduction or a product over several
     of them rounds to depends on how many there are.
 
-    Tensors are stacked, axis 0 the members, and are named as `ActorCritic` names parameters:
-    "actor.layer_1.weight" is a weight matrix [S, out, in], and everything that starts with
-    "actor." counts in the statistics of the whole actor, whose layer is "all". What is not given
-    is not reported.
+    Tensors are stacked, axis 0 the members. Every parameter whose name starts with "actor." counts
+    in the statistics of the whole actor, whose layer is "all". What is not given is not reported.
 
     Args:
-        features: network → activations [S, batch, units] of "layer_1", "layer_2", …; beyond
-            `MAX_SAMPLES` samples, evenly spaced ones are used.
-        activation: the hidden layers' nonlinearity.
-        parameters: the current parameters.
+        layers: of every network, output layers included.
+        features: of the hidden ones, activations [S, batch, units]; beyond `MAX_SAMPLES` samples,
+            evenly spaced ones are used.
+        parameters: the current parameters by name.
         initial: those at initialisation.
         previous: those before the iteration.
         gradients: of the last minibatch, before clipping.
@@ -145,8 +149,8 @@ def population_statistics(
             return {name: tensor[span] for name, tensor in named.items()}
 
         return _statistics(
-            {network: [layer[span] for layer in layers] for network, layers in features.items()},
-            activation,
+            layers,
+            {layer: activations[span] for layer, activations in features.items()},
             own(parameters),
             **{name: None if named is None else own(named) for name, named in sources.items()},
         )
@@ -155,65 +159,45 @@ def population_statistics(
 
 
 def _statistics(
-    features: Mapping[str, Sequence[Tensor]],
-    activation: str,
+    layers: Sequence[Layer],
+    features: Mapping[Layer, Tensor],
     parameters: NamedTensors,
-    initial: NamedTensors | None,
-    previous: NamedTensors | None,
-    gradients: NamedTensors | None,
-    utilities: NamedTensors | None,
-    scaled_utilities: NamedTensors | None,
-    directions: NamedTensors | None,
+    **sources: NamedTensors | None,
 ) -> StatisticsTable:
     """Those of some members, all together."""
     table: dict[tuple[str, str], dict[str, Tensor]] = {}
-    matrices = _weight_matrices(parameters)
+    matrices = {(layer.network, layer.name): layer.incoming for layer in layers}
     grams: dict[tuple[str, str], Tensor] = {}
     batches: dict[tuple[str, str], int] = {}
-    for network, layers in features.items():
-        for number, layer_features in enumerate(layers, start=1):
-            place = (network, f"layer_{number}")
-            table[place], grams[place] = elementwise_statistics(layer_features, activation)
-            batches[place] = min(layer_features.shape[1], MAX_SAMPLES)
+    for layer, activations in features.items():
+        place = (layer.network, layer.name)
+        table[place], grams[place] = elementwise_statistics(activations, layer.activation)
+        batches[place] = min(activations.shape[1], MAX_SAMPLES)
 
     values = spectrum.singular_values_from_grams(
         [*grams.values(), *(spectrum.gram_matrix(parameters[name]) for name in matrices.values())]
     )
     for place, layer_values in zip(grams, values, strict=False):
         table[place] |= rank_statistics(layer_values, batches[place])
-    weight_ranks = dict(zip(matrices, values[len(grams) :], strict=True))
+    weight_values = dict(zip(matrices, values[len(grams) :], strict=True))
 
     def describe(names: list[str]) -> dict[str, Tensor]:
-        def of(source: NamedTensors) -> list[Tensor]:
-            return [source[name] for name in names]
-
-        results = weight_statistics(
-            of(parameters),
-            initial=None if initial is None else of(initial),
-            previous=None if previous is None else of(previous),
-            gradients=None if gradients is None else of(gradients),
+        given = {"weights": parameters, **sources}
+        return weight_statistics(
+            **{
+                kind: None if named is None else [named[name] for name in names]
+                for kind, named in given.items()
+            }
         )
-        if utilities is not None:
-            results |= optimizer_statistics.utility_statistics(of(utilities))
-        if scaled_utilities is not None:
-            results |= optimizer_statistics.scaled_utility_statistics(of(scaled_utilities))
-        if directions is not None:
-            results["effective_step"] = optimizer_statistics.effective_step(of(directions))
-        return results
 
     for place, name in matrices.items():
-        weight_rank = {"weight_rank": spectrum.effective_rank_of(weight_ranks[place])}
-        table.setdefault(place, {}).update(describe([name]) | weight_rank)
+        table.setdefault(place, {}).update(
+            describe([name]) | weight_rank_statistics(weight_values[place])
+        )
     for network in dict.fromkeys(network for network, _ in matrices):
         names = [name for name in parameters if name.startswith(f"{network}.")]
         table[network, "all"] = describe(names)
     return _flatten(table)
-
-
-def _weight_matrices(parameters: NamedTensors) -> dict[tuple[str, str], str]:
-    """(network, layer) → name of each weight matrix."""
-    names = [name for name, tensor in parameters.items() if name.endswith(".weight")]
-    return {(name.split(".")[0], name.split(".")[1]): name for name in names}
 
 
 def _flatten(table: dict[tuple[str, str], dict[str, Tensor]]) -> StatisticsTable:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from upgd_ppo.agents.networks.activations import activation_named
+from upgd_ppo.agents.networks.layers import NORMALISING, WEIGHTED, Layer
 from upgd_ppo.agents.plasticity.features import select_samples
 
 PROBE_STREAM = (
@@ -38,22 +39,17 @@ DEFAULT_LEARNING_RATE = 1e-3
 TARGETS = 8
 """Random targets, each fitted by a copy of the live network and by a fresh one."""
 
-_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
-_NORMALISING = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-
-Layers = list[tuple[Tensor, Tensor]]
+Tensors = list[tuple[Tensor, Tensor]]
 """Weights [networks, out, in] and biases [networks, out], from the first hidden layer to the
 output."""
 
 
 def trainability(
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    activation: str,
+    layers: Sequence[Layer],
+    parameters: Mapping[str, Tensor],
     observations: Tensor,
     seeds: Sequence[int],
     *,
-    norms: Sequence[tuple[Tensor, Tensor]] | None = None,
     steps: int = DEFAULT_STEPS,
     samples: int = DEFAULT_SAMPLES,
     learning_rate: float = DEFAULT_LEARNING_RATE,
@@ -65,13 +61,11 @@ def trainability(
     are probed one after the other. One with non-finite weights gets NaN.
 
     Args:
-        weights: [S, out, in] of each layer.
-        biases: [S, out] of each layer.
-        activation: of the hidden layers.
+        layers: from the first hidden layer to the output, each with a bias; where one is
+            normalised, all hidden ones are.
+        parameters: theirs by name, [S, …].
         observations: [S, batch, in].
         seeds: one per member.
-        norms: weight and bias [S, units] of the layer normalisation that precedes each hidden
-            layer's activation, if there is one.
         steps: Adam steps, each on the whole batch.
         samples: at most so many evenly spread observations are used.
         learning_rate: Adam's.
@@ -79,24 +73,29 @@ def trainability(
     Raises:
         ValueError: if shapes or counts do not fit, or the activation is unknown.
     """
-    members = len(observations)
-    if not members == len(seeds) == len(weights[0]) or len(weights) != len(biases):
+    members, held = len(observations), len(parameters[layers[0].incoming])
+    if not members == len(seeds) == held:
         raise ValueError(
-            f"The probe was given observations of {members} members, {len(seeds)} seeds, weights "
-            f"of {len(weights[0])} members in {len(weights)} layers and {len(biases)} biases; "
-            "members and layers must agree."
+            f"The probe was given observations of {members} members, {len(seeds)} seeds and "
+            f"parameters of {held} members; they must agree."
         )
-    function = activation_named(activation).function
-    inputs = select_samples(observations.detach(), 1, samples).to(weights[0].dtype)
-    live = [(w.detach(), b.detach()) for w, b in zip(weights, biases, strict=True)]
-    scales = [(w.detach(), b.detach()) for w, b in norms or ()]
+    functions = [activation_named(layer.activation).function for layer in layers]
+    live = [
+        (parameters[layer.incoming].detach(), parameters[layer.own[0]].detach()) for layer in layers
+    ]
+    scales = [
+        (parameters[layer.own[1]].detach(), parameters[layer.own[2]].detach())
+        for layer in layers
+        if layer.own[1:]
+    ]
+    inputs = select_samples(observations.detach(), 1, samples).to(live[0][0].dtype)
 
     def probe(member: int) -> Tensor:
         own = slice(member, member + 1)
         return _trainability(
             [(w[own], b[own]) for w, b in live],
             [(w[own], b[own]) for w, b in scales],
-            function,
+            functions,
             inputs[own],
             _generator(seeds[member]),
             lambda parameters, errors: _fit(parameters, errors, steps, learning_rate),
@@ -106,9 +105,9 @@ def trainability(
 
 
 def _trainability(
-    live: Layers,
-    scales: Layers,
-    function: Callable[[Tensor], Tensor],
+    live: Tensors,
+    scales: Tensors,
+    functions: Sequence[Callable[[Tensor], Tensor]],
     inputs: Tensor,
     generator: torch.Generator,
     fit: Callable[[Sequence[Tensor], Callable[[], Tensor]], Tensor],
@@ -125,11 +124,11 @@ def _trainability(
     both = [_trainable(a, b) for a, b in zip(live + scales, fresh + new_scales, strict=True)]
     depth = len(live)
     with torch.no_grad():
-        targets = _forward(target, new_scales, function, inputs).repeat(2, 1, 1)
+        targets = _forward(target, new_scales, functions, inputs).repeat(2, 1, 1)
     inputs = inputs.repeat(2, 1, 1)
 
     def errors() -> Tensor:
-        outputs = _forward(both[:depth], both[depth:], function, inputs)
+        outputs = _forward(both[:depth], both[depth:], functions, inputs)
         return (outputs - targets).square().mean((1, 2))
 
     return _error_ratio(fit([p for layer in both for p in layer], errors))
@@ -214,7 +213,7 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _random_layers(layers: Layers, generator: torch.Generator) -> Layers:
+def _random_layers(layers: Tensors, generator: torch.Generator) -> Tensors:
     """Networks of the shape of `layers`, one after the other from one generator."""
     networks = [
         [
@@ -242,17 +241,19 @@ def _trainable(live: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor]) -> tup
 
 
 def _forward(
-    layers: Layers, norms: Layers, function: Callable[[Tensor], Tensor], inputs: Tensor
+    weighted: Tensors,
+    norms: Tensors,
+    functions: Sequence[Callable[[Tensor], Tensor]],
+    inputs: Tensor,
 ) -> Tensor:
     h = inputs
-    for depth, (weight, bias) in enumerate(layers):
+    for depth, ((weight, bias), function) in enumerate(zip(weighted, functions, strict=True)):
         h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
-        if depth < len(layers) - 1:
-            if norms:
-                scale, shift = norms[depth]
-                h = functional.layer_norm(h, h.shape[-1:]) * scale.unsqueeze(1)
-                h = h + shift.unsqueeze(1)
-            h = function(h)
+        if depth < len(norms):
+            scale, shift = norms[depth]
+            h = functional.layer_norm(h, h.shape[-1:]) * scale.unsqueeze(1)
+            h = h + shift.unsqueeze(1)
+        h = function(h)
     return h
 
 
@@ -261,12 +262,12 @@ def _redrawn(module: nn.Module, generator: torch.Generator) -> nn.Module:
     redrawn = copy.deepcopy(module)
     output = _weighted(redrawn)[-1:]
     for part in redrawn.modules():
-        if isinstance(part, _WEIGHTED):
+        if isinstance(part, WEIGHTED):
             gain = 1.0 if part in output else math.sqrt(2)
             part.weight.data.copy_(_orthogonal(part.weight.shape, gain, generator))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-        elif isinstance(part, _NORMALISING):
+        elif isinstance(part, NORMALISING):
             part.reset_parameters()
         elif next(part.parameters(recurse=False), None) is not None:
             raise ValueError(
@@ -277,4 +278,4 @@ def _redrawn(module: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def _weighted(module: nn.Module) -> list[nn.Module]:
-    return [part for part in module.modules() if isinstance(part, _WEIGHTED)]
+    return [part for part in module.modules() if isinstance(part, WEIGHTED)]

@@ -61,36 +61,6 @@ def gradient_zero_fraction(gradients: Tensors) -> Tensor:
     return torch.where(weight_l2(gradients).isnan(), torch.nan, fraction)
 
 
-@torch.no_grad()
-def weight_statistics(
-    weights: Tensors,
-    initial: Tensors | None = None,
-    previous: Tensors | None = None,
-    gradients: Tensors | None = None,
-) -> dict[str, Tensor]:
-    """Every statistic by name that the given tensors allow, `weight_rank` aside.
-
-    Args:
-        weights: [S, …], or several such tensors for a whole network.
-        initial: the same at initialisation, for `distance_from_init`.
-        previous: the same before the iteration, for `update_ratio`.
-        gradients: the last minibatch's, before clipping.
-    """
-    results = {
-        "weight_l2": weight_l2(weights),
-        "weight_mean_abs": weight_mean_abs(weights),
-        "weight_max_abs": weight_max_abs(weights),
-    }
-    if initial is not None:
-        results["distance_from_init"] = distance_from_init(weights, initial)
-    if previous is not None:
-        results["update_ratio"] = update_ratio(weights, previous)
-    if gradients is not None:
-        results["gradient_l2"] = gradient_l2(gradients)
-        results["gradient_zero_fraction"] = gradient_zero_fraction(gradients)
-    return results
-
-
 def _listed(tensors: Tensors) -> list[Tensor]:
     return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 

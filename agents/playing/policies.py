@@ -154,6 +154,11 @@ class RunPolicies(Policies):
     def load(cls, path: Path, checkpoint: str | None) -> RunPolicies:
         """See `load_policies`."""
         directory, config = RunDirectory.open(path)
+        if config.stream.stream:
+            raise ValueError(
+                f"{path} learned the stream {config.stream.stream}: it has no policy to play. Look"
+                f" at it with evaluate.py compare {path}."
+            )
         file, state = _open_checkpoint(directory, checkpoint)
         env = envs.make(config.run.env, env_kwargs=config.run.env_kwargs)
         observation_size, action_space = env.single_observation_space.shape, env.single_action_space

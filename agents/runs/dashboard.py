@@ -20,6 +20,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import (
 )
 
 from upgd_ppo.agents.plasticity import StatisticsTable
+from upgd_ppo.agents.plasticity.catalogue import CATALOGUE, DETAILS, SECTIONS, in_section
 from upgd_ppo.agents.plasticity.population_statistics import Key
 
 RETURN_TAG = "rollout/ep_rew_mean"
@@ -27,35 +28,6 @@ RETURN_TAG = "rollout/ep_rew_mean"
 MEAN, LOWEST, HIGHEST = "mean", "min", "max"
 """What a band is made of."""
 
-NETWORK_STATISTICS = (
-    "dormant_fraction",
-    "dead_fraction",
-    "saturated_fraction",
-    "effective_rank",
-    "weight_l2",
-    "trainability",
-)
-"""Those that a brief TensorBoard shows, one number for each network."""
-
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "Lost units": ("dormant_fraction", "dead_fraction", "saturated_fraction"),
-    "Ranks of the features": ("effective_rank", "stable_rank", "feature_rank"),
-    "Norms": ("feature_norm", "weight_l2", "update_ratio"),
-    "The optimizer": ("effective_step", "protected_fraction", "scaled_utility_q50"),
-    "Trainability": ("trainability",),
-}
-DETAILS: dict[str, tuple[str, ...]] = {
-    "Weights in detail": (
-        "weight_rank",
-        "weight_mean_abs",
-        "weight_max_abs",
-        "distance_from_init",
-        "gradient_l2",
-        "gradient_zero_fraction",
-    ),
-    "Other ranks": ("srank", "approximate_rank"),
-}
-"""Sections that a full TensorBoard has, too."""
 
 OPEN = 4
 """Sections that are unfolded when the page opens, the returns among them."""
@@ -88,7 +60,7 @@ def network_statistics(table: StatisticsTable) -> dict[str, NDArray]:
     else the mean over the hidden layers."""
     found: dict[tuple[str, str], dict[str, NDArray]] = {}
     for (network, layer, statistic), values in zip(table.keys, table.values.T, strict=True):
-        if statistic in NETWORK_STATISTICS:
+        if statistic in CATALOGUE and CATALOGUE[statistic].brief:
             found.setdefault((network, statistic), {})[layer] = values
     return {
         plasticity_tag((network, "all", statistic)): (
@@ -107,12 +79,12 @@ def bands(keys: Sequence[Key], full: bool) -> dict[str, dict[str, str]]:
         full: with the details.
     """
     sections = {}
-    for number, (section, statistics) in enumerate((SECTIONS | (DETAILS if full else {})).items()):
+    for number, section in enumerate(SECTIONS + (DETAILS if full else ())):
         # Four charts a row where there are two hidden layers; output layers are folded away.
         left_out = {"all", "output"} if number < OPEN - 1 else {"all"}
         sections[section] = {
             f"{statistic} · {network} {layer}": plasticity_tag((network, layer, statistic))
-            for statistic in statistics
+            for statistic in in_section(section)
             for layer, network in sorted(
                 (layer, network)
                 for network, layer, name in keys
@@ -122,10 +94,11 @@ def bands(keys: Sequence[Key], full: bool) -> dict[str, dict[str, str]]:
     return sections
 
 
-def layout(first: dict[str, str], sections: dict[str, dict[str, str]]) -> Layout:
+def layout(performance: str, first: dict[str, str], sections: dict[str, dict[str, str]]) -> Layout:
     """The page: returns, then these sections of bands.
 
     Args:
+        performance: what a return is, in a word.
         first: title → tag of the learner's own bands, beside the returns.
         sections: as `bands` gives them.
 
@@ -135,11 +108,11 @@ def layout(first: dict[str, str], sections: dict[str, dict[str, str]]) -> Layout
     charts_of_lines = [
         Chart(title=title, multiline=MultilineChartContent(tag=[f"^{tag}$"]))
         for title, tag in (
-            ("return · every seed", RETURN_TAG),
+            (f"{performance} · every seed", RETURN_TAG),
             ("seeds still healthy: means and ranges are theirs", HEALTHY),
         )
     ]
-    first = {"return · mean and range over healthy seeds": RETURN_TAG, **first}
+    first = {f"{performance} · mean and range over healthy seeds": RETURN_TAG, **first}
     page = [Category(title="Returns and policy", chart=[*charts_of_lines, *_bands(first)])]
     for title, charts in sections.items():
         if charts:

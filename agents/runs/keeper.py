@@ -32,7 +32,6 @@ class Keeper:
         directory: where they go.
         telemetry: what was logged.
         logging: how often checkpoints are due, and how many are kept.
-        standing: where the run stands now, for its status.
 
     Attributes:
         say: prints a line that stays.
@@ -43,26 +42,27 @@ class Keeper:
         directory: RunDirectory,
         telemetry: Telemetry,
         logging: LoggingConfig,
-        standing: Callable[[], Standing],
     ) -> None:
         self.directory = directory
         self.telemetry = telemetry
         self.logging = logging
         self.say: Callable[[str], None] = print
-        self._standing = standing
         self._last_checkpoint: str | None = None
         self._last_write = monotonic()
         self._writing_fails = False
 
-    def hold(self, steps: int, learner: dict[str, Any], halted: list[dict[str, Any]]) -> None:
+    def hold(
+        self, standing: Standing, learner: dict[str, Any], halted: list[dict[str, Any]]
+    ) -> None:
         """Take the state between two iterations, to save it even if the next one never ends.
 
         Args:
-            steps: of each member.
-            learner: its state.
+            standing: where the run stands.
+            learner: the learner's state.
             halted: seed, step and cause of each halted member.
         """
-        self._steps, self._learner, self._halted = steps, learner, list(halted)
+        self._standing, self._learner, self._halted = standing, learner, list(halted)
+        self._steps = standing.steps
 
     def begin(self) -> None:
         """See to it that there is something to continue from, whenever the run is killed."""
@@ -143,7 +143,7 @@ class Keeper:
         return (steps // every + 1) * every
 
     def _write_status(self, state: str) -> None:
-        standing = self._standing()
+        standing = self._standing
         self.directory.write_status(
             {
                 "state": state,

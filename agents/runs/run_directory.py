@@ -253,7 +253,7 @@ def versions() -> dict[str, Any]:
 
 
 def _unused_path(config: TrainConfig) -> Path:
-    env, arm = config.run.env.rpartition(":")[2], config.run.arm.rpartition(".")[2]
+    env, arm = config.task.rpartition(":")[2], config.run.arm.rpartition(".")[2]
     name = f"{env}-{arm}".replace("/", "_")
     path, number = Path("runs") / name, 1
     while path.exists():
@@ -275,7 +275,7 @@ def _code_digest() -> str:
     """The beginning of the SHA-256 of the source that computes the result."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
-    for folder in ("agents", "envs"):
+    for folder in ("agents", "envs", "streams"):
         for path in sorted((root / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

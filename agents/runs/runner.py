@@ -72,7 +72,7 @@ class Runner:
         if state:
             for damage in self.telemetry.load_state_dict(state["telemetry"], learner.steps):
                 print(f"warning: {damage}", file=sys.stderr)
-        self.keeper = Keeper(directory, self.telemetry, logging, self._standing)
+        self.keeper = Keeper(directory, self.telemetry, logging)
         self._iteration_seconds = math.inf
         self._steps_per_second = 0.0
         self._abandoned_iteration = False
@@ -95,17 +95,17 @@ class Runner:
             self.keeper.say = display.say
             # Save what there is, to continue from
             self.keeper.begin()
-            display.show(self._standing())
+            display.show(self._standing)
             try:
                 while self._goes_on() and not stop.received:
                     # Learn
                     report = self._advance(stop)
                     # Log
                     self._log(report)
-                    # Keep the state, to save it even if the next iteration never ends
+                    # Hold the state, to save it even if the next iteration never ends
                     self._hold()
                     # Show
-                    display.show(self._standing())
+                    display.show(self._standing)
                     # Save
                     self.keeper.write_what_is_due()
             except BaseException as error:
@@ -163,11 +163,11 @@ class Runner:
             say(f"warning: seed {seed}, step {learner.steps:,}: {warning.description}")
 
     def _hold(self) -> None:
-        self._steps = self.learner.steps
-        self.keeper.hold(self._steps, self.learner.state_dict(), self.halted)
+        self._standing = self._where_it_stands()
+        self.keeper.hold(self._standing, self.learner.state_dict(), self.halted)
 
-    def _standing(self) -> Standing:
-        learner, steps = self.learner, self._steps
+    def _where_it_stands(self) -> Standing:
+        learner, steps = self.learner, self.learner.steps
         rate, remaining = self._steps_per_second, (learner.total_steps - steps) * len(learner.seeds)
         left = remaining / rate if self._timed_iterations > 1 else math.nan
         returns = self.telemetry.mean_returns[learner.healthy]

@@ -57,7 +57,7 @@ class Telemetry:
         full: bool = False,
     ) -> None:
         self.seeds = seeds = learner.seeds
-        self.learner_name = learner.name
+        self.learner_name, self.performance = learner.name, learner.performance
         self.scalars = tuple(learner.scalars)
         self.full = full
         self.monitor = monitor
@@ -117,7 +117,9 @@ class Telemetry:
         # Statistics of its networks, and the page that shows them
         if not self._has_layout:
             keys = report.inspection.table.keys if report.inspection else []
-            self._logs["population"].layout(layout(self._bands, bands(keys, self.full)))
+            self._logs["population"].layout(
+                layout(self.performance, self._bands, bands(keys, self.full))
+            )
             self._has_layout = True
         if report.inspection is not None:
             self._record_inspection(report.inspection, step, np.flatnonzero(healthy))

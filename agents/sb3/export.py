@@ -79,6 +79,7 @@ def export_sb3(run: str | Path, member: int, path: str | Path) -> tuple[Path, Pa
 def _without_equivalent(config: TrainConfig) -> str | None:
     """The flag of a setting that changes what is played, and that SB3 cannot express."""
     settings = {
+        "--stream": config.stream.stream is not None,
         "--state-dependent-std": config.ppo.state_dependent_std,
         "--squash-actions": config.ppo.squash_actions,
         "--no-clip-actions": not config.environment.clip_actions,
@@ -137,19 +138,18 @@ def _policy_state(
         ppo.activation,
     )
     networks.parameters.data.copy_(parameters[member : member + 1])
-    state = {}
-    for name, view in networks.parameters.views.items():
-        network, _, rest = name.partition(".")
-        layer, _, kind = rest.partition(".")
-        if layer == "log_std":
-            sb3_name = "log_std"
-        elif layer == "output":
-            sb3_name = f"{'action_net' if network == 'actor' else 'value_net'}.{kind}"
-        else:
-            part = "policy_net" if network == "actor" else "value_net"
-            index = 2 * (int(layer.removeprefix("layer_")) - 1)  # activations stand between
-            sb3_name = f"mlp_extractor.{part}.{index}.{kind}"
-        state[sb3_name] = view[0].clone()
+    views = networks.parameters.views
+    state = {"log_std": views["actor.log_std"][0].clone()}
+    for mlp, part, head in (
+        (networks.actor, "policy_net", "action_net"),
+        (networks.critic, "value_net", "value_net"),
+    ):
+        # In SB3's containers every second module is an activation.
+        paths = [f"mlp_extractor.{part}.{2 * i}" for i in range(len(mlp.hidden_layers))]
+        for layer, path in zip(mlp.all_layers, [*paths, head], strict=True):
+            [bias] = layer.own
+            state[f"{path}.weight"] = views[layer.incoming][0].clone()
+            state[f"{path}.bias"] = views[bias][0].clone()
     return state
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
@@ -20,8 +20,8 @@ from upgd_ppo.agents.plasticity import (
     EarlyWarningMonitor,
     Measurement,
     Row,
-    Thresholds,
 )
+from upgd_ppo.agents.plasticity.early_warnings import check_limits
 from upgd_ppo.agents.sb3.latest_batch import MAX_SAMPLES, latest_batch
 from upgd_ppo.agents.sb3.statistics import (
     copy_of_parameters,
@@ -57,7 +57,8 @@ class PlasticityCallback(BaseCallback):
         every: environment steps between two measurements; each takes place where a rollout or
             training ends. None is 10 000, and more where measuring would else take over 2 % of
             the time. The first is due after 1024 steps, or `every` if that is less.
-        thresholds: where trouble begins; None is fit to every layer's own activation.
+        thresholds: where trouble begins, where that is not the default, by the settings of
+            train.py: {"warn_dormant_fraction": 0.6}, or None for one that is not to be watched.
         log_dir: folder of `plasticity.csv`; None is that of SB3's logs where it keeps some, else
             the current folder. A file of an earlier training stays: the next one's is
             `plasticity_2.csv`. A continued training (`reset_num_timesteps=False`) continues it.
@@ -65,7 +66,8 @@ class PlasticityCallback(BaseCallback):
         verbose: SB3's.
 
     Raises:
-        ValueError: `every` is not positive; while training, the policy has no hidden layer.
+        ValueError: `every` is not positive, or there is no such threshold; while training, the
+            policy has no hidden layer.
         TypeError: at the start of training, if the algorithm has neither buffer.
 
     Attributes:
@@ -76,7 +78,7 @@ class PlasticityCallback(BaseCallback):
     def __init__(
         self,
         every: int | None = None,
-        thresholds: Thresholds | None = None,
+        thresholds: Mapping[str, float | None] | None = None,
         log_dir: str | Path | None = None,
         stdout: Collection[str] = ("dormant_fraction", "effective_rank"),
         verbose: int = 0,
@@ -86,14 +88,15 @@ class PlasticityCallback(BaseCallback):
             raise ValueError(f"PlasticityCallback(every=…) must be at least 1, not {every}.")
         self.every = DEFAULT_CADENCE if every is None else every
         self._largest_share = LARGEST_SHARE if every is None else 1.0
-        self.thresholds = thresholds
+        self.thresholds = dict(thresholds or {})
+        check_limits(self.thresholds)
         self.log_dir = None if log_dir is None else Path(log_dir)
         self.stdout = frozenset(stdout)
         self.path: Path | None = None
         self.warnings: list[tuple[int, str]] = []
         self._initial: dict[str, Tensor] = {}
         self._activations: dict[tuple[str, str], str] = {}
-        self._monitors: dict[Thresholds, EarlyWarningMonitor] = {}
+        self._monitors: dict[str, EarlyWarningMonitor] = {}
         self._due: int | None = None
         self._latest_step: int | None = None
         self._iteration: _Iteration | None = None
@@ -189,8 +192,9 @@ class PlasticityCallback(BaseCallback):
 
     def _judge(self, row: Row) -> list[EarlyWarning]:
         activation = self._activations.get((row.network, row.layer), "")
-        limits = self.thresholds or Thresholds.for_activation(activation)
-        return self._monitors.setdefault(limits, EarlyWarningMonitor(limits)).observe([row])
+        if activation not in self._monitors:
+            self._monitors[activation] = EarlyWarningMonitor(self.thresholds, activation)
+        return self._monitors[activation].observe([row])
 
     def _rows_of_the_policy(self) -> list[Row]:
         """Exploration, and how far the latest update moved the policy, where they are known."""

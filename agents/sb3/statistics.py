@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from upgd_ppo.agents.networks.layers import Layer, layers_of
 from upgd_ppo.agents.optimizers.memory import Memory
 from upgd_ppo.agents.plasticity import (
     Measurement,
-    effective_step,
-    gradient_l2,
-    gradient_zero_fraction,
-    layer_activations,
-    measure,
-    scaled_utility_statistics,
-    utility_statistics,
     weight_statistics,
 )
+from upgd_ppo.agents.plasticity.measure import measurements, observed_layers
 
 NETWORKS = {
     "mlp_extractor.policy_net": "actor",
@@ -58,32 +53,25 @@ def policy_statistics(
     Raises:
         ValueError: if the policy has no hidden layer; the message says what to do.
     """
-    paths: list[str] = []
     try:
-        with _order_of_layers(policy, paths):
-            measured = measure(policy, inputs, forward=forward, initial=initial, previous=previous)
+        observed = observed_layers(policy, inputs, forward)
     except ValueError as error:
         raise ValueError(
             f"PlasticityCallback cannot measure this policy: {error} Where there is none on "
             "purpose, leave the callback out; else give policy_kwargs=dict(net_arch=[64, 64])."
         ) from error
-    by_place: dict[tuple[str, str], list[Measurement]] = {}
-    for row in measured:
-        place = (NETWORKS.get(row.network, row.network), row.layer)
-        by_place.setdefault(place, []).append(row._replace(network=place[0]))
-
-    # `measure` reports layers in the order in which they first run, so they pair with the paths.
-    layers = dict(zip(by_place, paths, strict=True))
+    observed = [replace(one, layer=_renamed(one.layer)) for one in observed]
     sources = _Sources(policy, initial, previous, gradients)
     rows = []
-    for place, path in layers.items():
-        rows += by_place[place]
-        rows += _rows(*place, sources.of_layer(f"{path}.weight"))
-    for network in dict.fromkeys(network for network, _ in layers):
-        members = [path for (owner, _), path in layers.items() if owner == network]
-        if len(members) > 1:
-            extra = ["log_std"] if network == "actor" else []
-            rows += _rows(network, "all", sources.of_network(members, extra))
+    for one, measured in zip(
+        observed, measurements(policy, observed, initial, previous), strict=True
+    ):
+        rows += measured
+        rows += _rows(one.layer.network, one.layer.name, sources.of_weights(one.layer.incoming))
+    for network in dict.fromkeys(one.layer.network for one in observed):
+        layers = [one.layer for one in observed if one.layer.network == network]
+        if len(layers) > 1:
+            rows += _rows(network, "all", sources.of_network(layers))
     return rows
 
 
@@ -91,36 +79,16 @@ def policy_activations(
     policy: nn.Module, inputs: Any, forward: Callable[[Any], None]
 ) -> dict[tuple[str, str], str]:
     """The nonlinearity of every hidden layer, by the network and layer of `policy_statistics`."""
-    return {
-        (NETWORKS.get(network, network), layer): activation
-        for (network, layer), activation in layer_activations(
-            policy, inputs, forward=forward
-        ).items()
-    }
+    layers = map(_renamed, layers_of(policy, inputs, forward=forward))
+    return {(layer.network, layer.name): layer.activation for layer in layers}
 
 
-@contextmanager
-def _order_of_layers(policy: nn.Module, paths: list[str]) -> Iterator[None]:
-    """Append the paths of linear and convolutional layers in the order in which they first run."""
-
-    def note(path: str) -> None:
-        if path not in paths:
-            paths.append(path)
-
-    handles = [
-        part.register_forward_hook(lambda *_, path=path: note(path))
-        for path, part in policy.named_modules()
-        if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _renamed(layer: Layer) -> Layer:
+    return replace(layer, network=NETWORKS.get(layer.network, layer.network))
 
 
 class _Sources:
-    """What is known of every parameter, by name."""
+    """What is known of every parameter, by kind and name, with a member axis of one."""
 
     def __init__(
         self,
@@ -130,49 +98,47 @@ class _Sources:
         gradients: NamedTensors,
     ) -> None:
         self.parameters = {name: p.detach() for name, p in policy.named_parameters()}
-        self.initial, self.previous, self.gradients = initial, previous, gradients
+        plain = {
+            "weights": self.parameters,
+            "initial": initial,
+            "previous": previous,
+            "gradients": gradients,
+        }
         memory = Memory.of_model(optimizers_of(policy), dict(policy.named_parameters()))
-        self.utilities = memory.utilities()
-        self.scaled_utilities = memory.scaled_utilities()
-        self.directions = memory.directions()
+        self._memory = {
+            "utilities": memory.utilities(),
+            "scaled_utilities": memory.scaled_utilities(),
+            "directions": memory.directions(),
+        }
+        self._plain = {
+            kind: {name: tensor[None] for name, tensor in named.items()}
+            for kind, named in plain.items()
+        }
 
-    def of_layer(self, name: str) -> dict[str, Tensor]:
+    def of_weights(self, name: str) -> dict[str, Tensor]:
         """Statistics of one weight matrix beyond those that `measure` gives."""
-        results = self._optimizer_statistics([name])
-        if name in self.gradients:
-            gradient = self.gradients[name][None]
-            results |= {
-                "gradient_l2": gradient_l2(gradient),
-                "gradient_zero_fraction": gradient_zero_fraction(gradient),
-            }
-        return results
+        gradients = {"gradients": self._plain["gradients"]}
+        return self._statistics([name], gradients | self._memory)
 
-    def of_network(self, paths: list[str], further: list[str]) -> dict[str, Tensor]:
-        """Statistics of all parameters of some layers, and of further parameters, together."""
-        candidates = [f"{path}.{kind}" for path in paths for kind in ("weight", "bias")]
-        names = [name for name in [*candidates, *further] if name in self.parameters]
-        known = [self._listed(self.gradients, names)] if set(names) <= set(self.gradients) else []
-        return weight_statistics(
-            self._listed(self.parameters, names),
-            self._listed(self.initial, names),
-            self._listed(self.previous, names),
-            *known,
-        ) | self._optimizer_statistics(names)
-
-    def _optimizer_statistics(self, names: list[str]) -> dict[str, Tensor]:
-        results: dict[str, Tensor] = {}
-        if set(names) <= set(self.utilities):
-            results |= utility_statistics([self.utilities[name] for name in names])
-        if set(names) <= set(self.scaled_utilities):
-            scaled = [self.scaled_utilities[name] for name in names]
-            results |= scaled_utility_statistics(scaled)
-        if set(names) <= set(self.directions):
-            results["effective_step"] = effective_step([self.directions[name] for name in names])
-        return results
+    def of_network(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
+        """Statistics of all parameters of a network's layers together, an actor's std included."""
+        names = [name for layer in layers for name in (layer.incoming, *layer.own)]
+        names += ["log_std"] if layers[0].network == "actor" else []
+        names = [name for name in names if name in self.parameters]
+        return self._statistics(names, self._plain | self._memory)
 
     @staticmethod
-    def _listed(source: NamedTensors, names: list[str]) -> list[Tensor]:
-        return [source[name][None] for name in names]
+    def _statistics(
+        names: list[str], known: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Those for which all that they take is known of every parameter."""
+        return weight_statistics(
+            **{
+                kind: [named[name] for name in names]
+                for kind, named in known.items()
+                if named.keys() >= set(names)
+            }
+        )
 
 
 def optimizers_of(policy: nn.Module) -> list[Optimizer]:

@@ -86,6 +86,20 @@ class EnvironmentConfig:
 
 
 @dataclass(frozen=True)
+class StreamConfig:
+    """What a seed learns instead of an environment: supervised, every sample once.
+
+    A step is then a sample: --rollout-steps of them are an iteration, split into --minibatches.
+    """
+
+    stream: Annotated[Literal["regression"] | None, FIXED] = None
+    """Learn a stream of samples instead of an environment; regression is a random network, one for
+    each seed, that keeps changing."""
+    change_every: Annotated[Count, Range(1, MOST_SAMPLES, unit="samples")] = 10_000
+    """Samples between two changes of what a stream teaches."""
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """How a member learns. The defaults are the published protocol's."""
 
@@ -208,6 +222,7 @@ class TrainConfig:
 
     run: RunConfig = field(default_factory=RunConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     plasticity: PlasticityConfig = field(default_factory=PlasticityConfig)
@@ -217,6 +232,11 @@ class TrainConfig:
     def member_seeds(self) -> list[int]:
         """The seeds of the S members."""
         return list(range(self.run.seed, self.run.seed + self.run.seeds))
+
+    @property
+    def task(self) -> str:
+        """What is learned: the environment's id, or the stream's name."""
+        return self.stream.stream or self.run.env
 
     @property
     def steps_per_iteration(self) -> int:
@@ -240,6 +260,8 @@ class TrainConfig:
             ValueError: naming the flag, its value and what is allowed.
         """
         _check_ranges(self)
+        if self.stream.stream:
+            _check_stream(self)
         spec = self.environment
         if spec.fixed_normalization_steps and not spec.normalize_observations:
             raise ValueError(
@@ -312,6 +334,29 @@ def settings_with(role: Role) -> frozenset[str]:
 
 def _markers(name: str) -> tuple[Any, ...]:
     return getattr(_SETTINGS[name], "__metadata__", ())
+
+
+OF_STREAMS = (
+    *("rollout_steps", "minibatches", "learning_rate", "anneal"),
+    *("hidden_sizes", "activation", "layer_norm", "initialization"),
+)
+"""The settings of `PPOConfig` that say how a stream is learned, too."""
+
+
+def _check_stream(config: TrainConfig) -> None:
+    """Refuse what would silently do nothing."""
+    default = TrainConfig().to_flat()
+    of_environments = [
+        *("env", "env_kwargs"),
+        *(setting.name for setting in dataclasses.fields(EnvironmentConfig)),
+        *(s.name for s in dataclasses.fields(PPOConfig) if s.name not in OF_STREAMS),
+    ]
+    for name, value in config.to_flat().items():
+        if name in of_environments and value != default[name]:
+            raise ValueError(
+                f"{flag(name)} has no effect on a stream: leave it out, or --stream"
+                f" {config.stream.stream}."
+            )
 
 
 def _check_ranges(config: TrainConfig) -> None:

@@ -1,11 +1,14 @@
 """FeatureUPGD against a network that really has gates."""
 
+import copy
+import pickle
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
+from upgd_ppo.agents.networks.layers import layers_of
 from upgd_ppo.agents.optimizers import FeatureUPGD, hesscale
 
 BETA, LR, SIGMA, DECAY = 0.9, 0.05, 0.3, 0.01
@@ -130,3 +133,65 @@ def test_networks_in_groups_are_kept_apart():
     optimizer.step()
     assert not optimizer.utilities()[actor[2].weight].any()
     assert optimizer.utilities()[critic[0].weight].any()
+
+
+def stepped(model, optimizer, x):
+    model(x).square().sum().backward()
+    optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_layers_given_by_name_do_what_layers_found_by_shape_do(scope):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 7), nn.LayerNorm(7), nn.Tanh(), nn.Linear(7, 2))
+    twin, x = copy.deepcopy(model), torch.randn(8, 4)
+    layers = layers_of(model, x)
+    by_shape = FeatureUPGD(
+        model.parameters(), scope=scope, generator=torch.Generator().manual_seed(1)
+    )
+    by_name = FeatureUPGD(
+        twin.named_parameters(),
+        scope=scope,
+        generator=torch.Generator().manual_seed(1),
+        layers=layers,
+    )
+    for _ in range(3):
+        for one, other in zip(stepped(model, by_shape, x), stepped(twin, by_name, x), strict=True):
+            assert torch.equal(one, other)
+    assert pickle.loads(pickle.dumps(by_name)).layers == layers
+
+
+class TwoHeads(nn.Module):
+    """One group of parameters, heads before the body, and units that go to both heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.std = nn.Linear(5, 4), nn.Linear(5, 2)
+        self.body, self.tanh = nn.Linear(4, 5), nn.Tanh()
+
+    def forward(self, x):
+        h = self.tanh(self.body(x))
+        return torch.cat([self.mean(h), self.std(h)], 1)
+
+
+def test_units_that_go_to_two_heads_have_the_utility_of_both():
+    torch.manual_seed(0)
+    model, x = TwoHeads().double(), torch.randn(8, 4, dtype=torch.float64)
+    optimizer = FeatureUPGD(
+        model.named_parameters(), layers=layers_of(model, x), beta_utility=0.0, sigma=0.0
+    )
+    gate = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    h = model.tanh(model.body(x)) * gate
+    loss = torch.cat([model.mean(h), model.std(h)], 1).square().sum()
+    [expected] = torch.autograd.grad(loss, gate)
+    stepped(model, optimizer, x)
+    utility = optimizer.state[model.body.bias]["utility"]
+    torch.testing.assert_close(utility, -expected)
+    assert not optimizer.state[model.mean.weight]["utility"].any()
+
+
+def test_layers_of_parameters_without_their_names_are_refused():
+    model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 2))
+    with pytest.raises(ValueError, match=r"layer_1 of network .* model\.named_parameters\(\)"):
+        FeatureUPGD(model.parameters(), layers=layers_of(model, torch.randn(3, 4)))

@@ -4,10 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-import torch
-
-from upgd_ppo.agents import plasticity
-from upgd_ppo.agents.plasticity import Thresholds
+from upgd_ppo.agents.plasticity import CATALOGUE
+from upgd_ppo.agents.plasticity.early_warnings import EARLY_MEASUREMENTS, MARGIN
 from upgd_ppo.agents.settings.config import PlasticityConfig, WarningConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plasticity.md").read_text(encoding="utf-8")
@@ -21,16 +19,21 @@ def test_the_examples_run(capsys):
 
 
 def test_every_statistic_is_explained():
-    weight = torch.ones(1, 3, 3)
-    names = {
-        *plasticity.feature_statistics(torch.ones(4, 3), "tanh"),
-        *plasticity.weight_statistics(weight, weight, weight, weight),
-        *("weight_rank", "utility_mean", "utility_max", "protected_fraction", "effective_step"),
-        "scaled_utility_q25",
+    explained = set(re.findall(r"`(\w+)`", PAGE)) | {
+        f"scaled_utility{quartile}" for quartile in re.findall(r"`(_q\d+)`", PAGE)
     }
-    names |= {"trainability", "std_0"}
-    explained = set(re.findall(r"`(\w+)`", PAGE))
-    assert names <= explained, names - explained
+    tagged = {"std": "std_0", "approx_kl": "approx_kl_mean"}  # under these names in TensorBoard
+    for name, statistic in CATALOGUE.items():
+        assert tagged.get(name, name) in explained | set(re.findall(r"`train/(\w+)`", PAGE)), name
+        for source in statistic.source.split(", "):
+            assert source in PAGE, (name, source)
+
+
+def test_a_flag_has_the_limit_of_the_catalogue():
+    limits = {
+        limit.name: limit.value for statistic in CATALOGUE.values() for limit in statistic.limits
+    }
+    assert limits == dataclasses.asdict(WarningConfig())
 
 
 def test_every_flag_is_named_with_its_default():
@@ -43,15 +46,16 @@ def test_every_flag_is_named_with_its_default():
 
 
 def test_the_default_limits_are_the_documented_ones():
-    tanh, relu = (Thresholds.for_activation(name) for name in ("tanh", "relu"))
+    limits = WarningConfig()
     for row in (
-        f"| `dormant_fraction` | above {tanh.dormant_fraction} |",
-        f"| `effective_rank` | below {tanh.effective_rank:.0%}".replace("%", " %"),
-        f"first {tanh.early_measurements} measurements",
-        f"above {tanh.saturated_fraction} (tanh, sigmoid) or {relu.saturated_fraction} (ReLU)",
-        f"| `update_ratio` | above {tanh.update_ratio}, in hidden layers",
-        f"below {tanh.policy_std_below} or above {tanh.policy_std_above:.0f} |",
-        f"(`train/approx_kl_mean`) | above {tanh.approximate_kl} |",
-        f"by {tanh.margin:.0%}".replace("%", " %"),
+        f"| `dormant_fraction` | above {limits.warn_dormant_fraction} |",
+        f"| `effective_rank` | below {limits.warn_rank_fraction:.0%}".replace("%", " %"),
+        f"first {EARLY_MEASUREMENTS} measurements",
+        f"above {limits.warn_saturated_fraction} (tanh, sigmoid)"
+        f" or {limits.warn_inactive_fraction} (ReLU)",
+        f"| `update_ratio` | above {limits.warn_update_ratio}, in hidden layers",
+        f"below {limits.warn_std_below} or above {limits.warn_std_above:.0f} |",
+        f"(`train/approx_kl_mean`) | above {limits.warn_kl} |",
+        f"by {MARGIN:.0%}".replace("%", " %"),
     ):
         assert row in PAGE, row

@@ -6,7 +6,7 @@ import scipy.linalg
 import scipy.stats
 import torch
 
-from upgd_ppo.agents.plasticity import features as statistics
+from upgd_ppo.agents import plasticity as statistics
 
 ACTIVATIONS = {
     "tanh": torch.tanh,

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from upgd_ppo.agents.plasticity import module_trainability, trainability
+from upgd_ppo.agents.networks.layers import Layer
+from upgd_ppo.agents.plasticity import module_trainability
+from upgd_ppo.agents.plasticity import trainability as trainability_of_layers
 
 SIZES = (4, 16, 16, 2)
 
@@ -30,6 +32,27 @@ def networks(members, seed=0, dtype=torch.float64):
         weights.append(weight)
         biases.append(torch.zeros(members, outputs, dtype=dtype))
     return weights, biases
+
+
+def trainability(weights, biases, activation, observations, seeds, *, norms=(), **settings):
+    """The probe of networks given as lists of tensors."""
+    layers, parameters = [], {}
+    for depth, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        own = [bias, *(norms[depth] if depth < len(norms) else ())]
+        names = tuple(f"own_{depth}_{i}" for i in range(len(own)))
+        hidden = depth < len(weights) - 1
+        layers.append(
+            Layer(
+                "network",
+                f"layer_{depth + 1}" if hidden else "output",
+                weight.shape[1],
+                activation if hidden else "identity",
+                f"incoming_{depth}",
+                names,
+            )
+        )
+        parameters |= {f"incoming_{depth}": weight, **dict(zip(names, own, strict=True))}
+    return trainability_of_layers(layers, parameters, observations, seeds, **settings)
 
 
 def as_module(weights, biases, member):
@@ -188,5 +211,5 @@ def test_a_module_that_returns_several_tensors_is_refused():
 
 def test_members_that_do_not_fit_are_refused():
     weights, biases = networks(2)
-    with pytest.raises(ValueError, match="members and layers must agree"):
+    with pytest.raises(ValueError, match="they must agree"):
         trainability(weights, biases, "tanh", draw(2, 8, 4), [0])

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Row, Thresholds
+from upgd_ppo.agents.plasticity import EarlyWarningMonitor, Row
 
 
 def watch(monitor, values, statistic="dormant_fraction", layer="layer_1", network="actor"):
@@ -18,17 +18,17 @@ def watch(monitor, values, statistic="dormant_fraction", layer="layer_1", networ
 
 
 def test_a_crossing_is_told_once_and_again_only_after_a_recovery():
-    monitor = EarlyWarningMonitor(Thresholds(dormant_fraction=0.3, margin=0.2))
+    monitor = EarlyWarningMonitor({"warn_dormant_fraction": 0.3}, margin=0.2)
     values = [0.1, 0.31, 0.29, 0.31, 0.5, 0.25, 0.31, 0.2, 0.35]
     assert watch(monitor, values) == [1, 8]
 
 
 def test_a_value_at_the_limit_is_no_crossing():
-    assert watch(EarlyWarningMonitor(Thresholds(dormant_fraction=0.3)), [0.3]) == []
+    assert watch(EarlyWarningMonitor({"warn_dormant_fraction": 0.3}), [0.3]) == []
 
 
 def test_the_message_names_member_network_layer_statistic_and_step():
-    monitor = EarlyWarningMonitor(Thresholds(dormant_fraction=0.3))
+    monitor = EarlyWarningMonitor({"warn_dormant_fraction": 0.3})
     [warning] = monitor.observe([Row(3, 4096, "critic", "layer_2", "dormant_fraction", 0.5)])
     assert warning[:6] == (3, 4096, "critic", "layer_2", "dormant_fraction", 0.5)
     assert warning.message == (
@@ -38,12 +38,12 @@ def test_the_message_names_member_network_layer_statistic_and_step():
 
 
 def test_rank_is_judged_by_its_early_value():
-    monitor = EarlyWarningMonitor(Thresholds(effective_rank=0.4, early_measurements=2))
+    monitor = EarlyWarningMonitor({"warn_rank_fraction": 0.4}, early_measurements=2)
     assert watch(monitor, [30, 50, 20, 16, 15, 10, 18, 15, 20, 15], "effective_rank") == [4, 9]
 
 
 def test_the_message_of_a_rank_says_how_far_it_fell():
-    monitor = EarlyWarningMonitor(Thresholds(early_measurements=1))
+    monitor = EarlyWarningMonitor(early_measurements=1)
     rows = [Row(0, step, "actor", "layer_1", "effective_rank", 40.0 / 4**step) for step in (0, 1)]
     [warning] = monitor.observe(rows)
     assert "fell to 25% of its early value, below 40%" in warning.message
@@ -71,14 +71,14 @@ def test_an_output_layer_that_starts_near_zero_may_move_by_its_own_norm():
 
 
 def test_saturation_is_judged_as_fits_the_nonlinearity():
-    tanh = EarlyWarningMonitor(Thresholds.for_activation("tanh"))
-    relu = EarlyWarningMonitor(Thresholds.for_activation("relu"))
+    tanh = EarlyWarningMonitor(activation="tanh")
+    relu = EarlyWarningMonitor(activation="relu")
     assert watch(tanh, [0.6], "saturated_fraction") == [0]
     assert watch(relu, [0.6], "saturated_fraction") == []
 
 
 def test_a_threshold_of_none_is_not_watched():
-    monitor = EarlyWarningMonitor(Thresholds(dormant_fraction=None))
+    monitor = EarlyWarningMonitor({"warn_dormant_fraction": None})
     assert watch(monitor, [1.0]) == []
     assert "dormant_fraction" not in monitor.statistics
 
@@ -120,4 +120,9 @@ def test_a_monitor_continues_from_its_state():
 @pytest.mark.parametrize("wrong", [{"margin": 1.0}, {"margin": -0.1}, {"early_measurements": 0}])
 def test_thresholds_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=r"margin|early"):
-        Thresholds(**wrong)
+        EarlyWarningMonitor(**wrong)
+
+
+def test_a_limit_that_no_statistic_has_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"'warn_dormant'.*'warn_dormant_fraction'"):
+        EarlyWarningMonitor({"warn_dormant": 0.3})

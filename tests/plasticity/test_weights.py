@@ -9,8 +9,9 @@ import scipy.stats
 import torch
 
 from upgd_ppo.agents import plasticity
+from upgd_ppo.agents.networks.layers import Layer
 from upgd_ppo.agents.plasticity import features as feature_functions
-from upgd_ppo.agents.plasticity.early_warnings import EarlyWarningMonitor, Thresholds
+from upgd_ppo.agents.plasticity.early_warnings import EarlyWarningMonitor
 
 
 def draw(*shape, seed=0):
@@ -108,9 +109,7 @@ def test_utility_statistics_equal_numpy():
         "scaled_utility_q75": np.percentile(s, 75, axis=1),
         "protected_fraction": (s > 0.6).mean(1),
     }
-    measured = plasticity.utility_statistics(utilities) | plasticity.scaled_utility_statistics(
-        scaled
-    )
+    measured = plasticity.weight_statistics(utilities=utilities, scaled_utilities=scaled)
     assert measured.keys() == expected.keys()
     for name, values in measured.items():
         np.testing.assert_allclose(values.numpy(), expected[name], rtol=1e-9, err_msg=name)
@@ -119,8 +118,8 @@ def test_utility_statistics_equal_numpy():
 def test_non_finite_utilities_are_reported_for_their_member_alone():
     utilities = draw(3, 6, 5)
     utilities[1, 0, 0] = float("inf")
-    for values in (
-        plasticity.utility_statistics(utilities) | plasticity.scaled_utility_statistics(utilities)
+    for values in plasticity.weight_statistics(
+        utilities=utilities, scaled_utilities=utilities
     ).values():
         assert values.isfinite().tolist() == [True, False, True]
 
@@ -186,6 +185,24 @@ def population(members=3, hidden=(8, 6)):
     return features, parameters
 
 
+def statistics(features, activation, parameters, **sources):
+    """The table of the networks that `population` makes."""
+    layers, by_layer = [], {}
+    for network, activations in features.items():
+        for number, h in enumerate(activations, start=1):
+            place = f"{network}.layer_{number}"
+            own = (f"{place}.bias",)
+            layer = Layer(
+                network, f"layer_{number}", h.shape[2], activation, f"{place}.weight", own
+            )
+            layers.append(layer)
+            by_layer[layer] = h
+        output = parameters[f"{network}.output.weight"]
+        name, own = f"{network}.output.weight", (f"{network}.output.bias",)
+        layers.append(Layer(network, "output", output.shape[1], "identity", name, own))
+    return plasticity.population_statistics(layers, by_layer, parameters, **sources)
+
+
 def shifted(parameters, by):
     return {name: tensor + by for name, tensor in parameters.items()}
 
@@ -199,9 +216,7 @@ def full_table(features, parameters, **overrides):
         "scaled_utilities": {name: torch.sigmoid(t) for name, t in parameters.items()},
         "directions": parameters,
     }
-    return plasticity.population_statistics(
-        features, "tanh", parameters, **{**sources, **overrides}
-    )
+    return statistics(features, "tanh", parameters, **{**sources, **overrides})
 
 
 def test_the_table_holds_what_each_function_gives():
@@ -248,7 +263,7 @@ def test_the_table_holds_what_each_function_gives():
 
 def test_what_is_not_given_is_not_reported():
     features, parameters = population()
-    table = plasticity.population_statistics(features, "tanh", parameters)
+    table = statistics(features, "tanh", parameters)
     assert not {"update_ratio", "gradient_l2", "utility_mean", "effective_step"} & {
         statistic for _, _, statistic in table.keys
     }
@@ -291,7 +306,7 @@ def test_features_and_weights_of_one_size_are_decomposed_in_one_call_a_member(mo
     monkeypatch.setattr(
         torch.linalg, "eigvalsh", lambda m: (sizes.append(m.shape[-1]), decompose(m))[1]
     )
-    plasticity.population_statistics(features, "tanh", parameters)
+    statistics(features, "tanh", parameters)
     members = len(next(iter(parameters.values())))
     assert sorted(sizes) == sorted(members * list(set(sizes)))
 
@@ -334,8 +349,8 @@ def test_tables_of_different_statistics_are_not_joined():
 def test_the_table_feeds_the_monitor():
     features, parameters = population()
     features["critic"][1][2, :, 2:] = 0
-    table = plasticity.population_statistics(features, "tanh", parameters)
-    monitor = EarlyWarningMonitor(Thresholds.for_activation("tanh"))
+    table = statistics(features, "tanh", parameters)
+    monitor = EarlyWarningMonitor(activation="tanh")
     [warning] = monitor.observe(table.rows(step=100))
     assert warning[:5] == (2, 100, "critic", "layer_2", "dormant_fraction")
     assert feature_functions.dormant_fraction(features["critic"][1])[2] == warning.value

@@ -22,7 +22,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from upgd_ppo.agents.plasticity import Thresholds
 from upgd_ppo.agents.sb3 import AdaptiveUPGD, PlasticityCallback, PlasticityWarning, UPGDPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::upgd_ppo.agents.sb3.PlasticityWarning")
@@ -291,7 +290,7 @@ def test_training_is_the_same_with_and_without_it(algorithm, settings, steps, tm
 def test_everything_reaches_sb3s_own_logger(tmp_path, capsys):
     model = PPO(UPGDPolicy, "Pendulum-v1", verbose=1, **PPO_SETTINGS)
     model.set_logger(configure(str(tmp_path), ["stdout", "csv", "json", "tensorboard"]))
-    callback = PlasticityCallback(every=64, thresholds=Thresholds(dormant_fraction=-1.0))
+    callback = PlasticityCallback(every=64, thresholds={"warn_dormant_fraction": -1.0})
     model.learn(192, callback=callback)
 
     table = pd.read_csv(tmp_path / "plasticity.csv")  # beside SB3's own logs
@@ -356,7 +355,7 @@ def test_a_dying_layer_is_told_once(tmp_path):
 def test_exploration_and_the_policys_moves_are_watched_too(tmp_path):
     policy_kwargs = dict(log_std_init=-4.0)
     model = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs, **PPO_SETTINGS)
-    thresholds = Thresholds(approximate_kl=-1.0)
+    thresholds = {"warn_kl": -1.0}
     callback, _ = learn(model, tmp_path, 192, 64, thresholds=thresholds)
     messages = [message for _, message in callback.warnings]
     assert any("policy std_0 is 0.018" in message for message in messages)
