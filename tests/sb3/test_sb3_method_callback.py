@@ -44,7 +44,9 @@ class Watched(MethodCallback):
 
 
 def assert_one_unit_per_network_was_renewed(networks, before, after):
-    untouched = {name: torch.ones_like(value).bool() for (name, kind), value in after.items() if not kind}
+    untouched = {
+        name: torch.ones_like(value).bool() for (name, kind), value in after.items() if not kind
+    }
     for layers in networks.by_network.values():
         renewed = []
         for layer in layers:
@@ -66,14 +68,14 @@ def assert_one_unit_per_network_was_renewed(networks, before, after):
 
 def ppo(policy="MlpPolicy", **kwargs):
     settings = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 3, "device": "cpu"}
-    return PPO(policy, "Pendulum-v1", policy_kwargs=SMALL, **{**settings, **kwargs})
+    return PPO(policy, "Pendulum-v1", policy_kwargs=dict(SMALL), **{**settings, **kwargs})
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", UPGDPolicy])
 def test_units_of_a_ppo_policy_begin_anew(policy):
     model, callback = ppo(policy), Watched("random_reset", every=3)
     model.learn(192, callback=callback)
-    networks, before, after = callback.seen[-1]
+    networks, _, after = callback.seen[-1]
     assert len(networks.layers) == 4
     assert networks.initialization == "orthogonal"
     assert len(callback.seen) == 12 // 3
@@ -86,7 +88,12 @@ def test_units_of_a_ppo_policy_begin_anew(policy):
 
 def test_units_of_a_sac_policy_begin_anew_at_the_step_of_their_own_optimizer():
     model = SAC(
-        "MlpPolicy", "Pendulum-v1", learning_starts=32, seed=3, device="cpu", policy_kwargs=SMALL
+        "MlpPolicy",
+        "Pendulum-v1",
+        learning_starts=32,
+        seed=3,
+        device="cpu",
+        policy_kwargs=dict(SMALL),
     )
     callback = Watched("random_reset", every=5)
     model.learn(60, callback=callback)
@@ -117,13 +124,11 @@ def test_a_target_network_is_left_to_its_algorithm():
 
 
 def test_a_method_that_never_acts_changes_nothing_and_draws_nothing():
-    models = [ppo(), ppo()]
-    models[0].learn(128, callback=MethodCallback("random_reset", every=10**6))
-    models[1].learn(128)
+    never = MethodCallback("random_reset", every=10**6)
+    # One after the other: making a model seeds the global random numbers that it draws.
+    models = [ppo().learn(128, callback=never), ppo().learn(128)]
     for ours, theirs in zip(*(model.policy.parameters() for model in models), strict=True):
         assert torch.equal(ours, theirs)
-
-
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -132,7 +137,10 @@ def test_a_training_that_goes_on_counts_on(elsewhere):
     model.learn(64, callback=callback)  # 4 steps
     assert callback.units_renewed == 0
     if elsewhere:
-        state, callback = copy.deepcopy(callback.state_dict()), MethodCallback("random_reset", every=5)
+        state, callback = (
+            copy.deepcopy(callback.state_dict()),
+            MethodCallback("random_reset", every=5),
+        )
         callback.load_state_dict(state)
     model.learn(64, callback=callback, reset_num_timesteps=False)
     assert callback.units_renewed == 2
