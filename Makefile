@@ -1,6 +1,6 @@
 # make demo   set everything up, train Adam and UPGD on a MuJoCo task, say where the results are
 # make test   set everything up and run the tests
-# make lint   ruff and mypy
+# make lint   ruff, the arrows between rooms, and mypy
 
 PYTHON ?= python3
 VENV := .venv

@@ -72,7 +72,7 @@ def _arm(result: ArmResult, horizon: int) -> Iterator[str]:
         elif member.halted is not None:
             cause = f" ({member.cause})" if member.cause else ""
             consequence = (
-                "it counts as collapsed, and from then on as worth what it began with"
+                "it counts as collapsed and ranks below every seed that lived"
                 if member.halted <= horizon
                 else "that is later than what is measured here, so it is not counted"
             )

@@ -22,6 +22,8 @@ from upgd_ppo.analysis.arm import (
     Statistics,
 )
 
+MOST_SETTINGS = 1 << 16
+"""Characters; the settings of a run are a page of text."""
 BATCH_ROWS = 1 << 18
 CONFIG, STATUS, VERSIONS = "config.yaml", "status.json", "versions.json"
 EPISODES, STATISTICS, EVENTS = "episodes", "statistics", "events"
@@ -338,11 +340,28 @@ def _floats(column: pa.Array) -> np.ndarray:
 def _mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+        content = _settings(path, text) if path.suffix == ".yaml" else json.loads(text)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: a mapping of names to values was expected.")
     return content
+
+
+def _settings(path: Path, text: str) -> Any:
+    """What a run's settings say, if they are whole and no trap."""
+    if len(text) > MOST_SETTINGS or any(
+        isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)
+    ):
+        raise InputError(
+            f"{path} holds no settings of a run: it is too large, or has YAML aliases."
+        )
+    lines = text.splitlines()
+    if not lines or (lines[0] == "---" and lines[-1] != "..."):
+        raise InputError(
+            f"{path} is damaged: it was cut short after line {len(lines)}, so nobody knows what "
+            "was trained; put back a copy of it."
+        )
+    return yaml.safe_load(text)

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from upgd_ppo.agents.networks.activations import activation_named
 from upgd_ppo.agents.networks.actor_critic import ActorCritic
-from upgd_ppo.agents.runs.checkpoint import DamagedCheckpointError, checkpoints, load_checkpoint
+from upgd_ppo.agents.runs.checkpoint import checkpoints, load_checkpoint
 from upgd_ppo.agents.runs.run_directory import RunDirectory
 from upgd_ppo.agents.settings.config import TrainConfig
 from upgd_ppo.envs.factory import find_spec
@@ -29,7 +29,7 @@ def export_sb3(run: str | Path, member: int, path: str | Path) -> tuple[Path, Pa
     `VecNormalize.load`, as `NAME_vecnormalize.pkl`, with `training` off.
 
     Args:
-        run: run directory of `train.py`; its newest whole checkpoint is exported.
+        run: run directory of `train.py`; its newest checkpoint is exported.
         member: which of its seeds, from 0.
         path: the model's file; ".zip" is added if it has no suffix.
 
@@ -37,7 +37,8 @@ def export_sb3(run: str | Path, member: int, path: str | Path) -> tuple[Path, Pa
         The model's file, and that of the statistics or None.
 
     Raises:
-        ValueError: if there is no such run or member, or SB3 has no such network.
+        ValueError: if there is no such run or member, its newest checkpoint is damaged, or SB3 has
+            no such network.
     """
     directory, config = RunDirectory.open(Path(run))
     if not 0 <= member < config.run.seeds:
@@ -90,12 +91,10 @@ def _without_equivalent(config: TrainConfig) -> str | None:
 
 
 def _newest_state(directory: RunDirectory) -> dict[str, Any]:
+    """The newest checkpoint's. An older one is another policy: it never takes its place."""
     for path in checkpoints(directory.checkpoints):
-        try:
-            return load_checkpoint(path)["agent"]
-        except DamagedCheckpointError:
-            continue
-    raise ValueError(f"{directory.path} has no whole checkpoint to export; train it first.")
+        return load_checkpoint(path)["agent"]
+    raise ValueError(f"{directory.path} has no checkpoint to export; train it first.")
 
 
 def _model(config: TrainConfig, env: DummyVecEnv) -> PPO:

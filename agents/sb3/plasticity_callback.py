@@ -45,7 +45,7 @@ class PlasticityCallback(BaseCallback):
 
     The statistics, those of `agents.plasticity`, are measured on 1024 samples of the latest
     rollout (of several, if they are shorter) or of the replay buffer. They go to SB3's logger as
-    `plasticity/NETWORK/LAYER/STATISTIC`, for TensorBoard and CSV, and to `plasticity.csv` with the
+    `statistics/NETWORK/LAYER/STATISTIC`, for TensorBoard and CSV, and to `plasticity.csv` with the
     columns step, network, layer, statistic, value. A crossing into trouble is told once: as a
     `PlasticityWarning`, as text in TensorBoard, and in `warnings`. Nothing that training depends
     on is touched, random streams included.
@@ -167,7 +167,8 @@ class PlasticityCallback(BaseCallback):
         self._file.flush()
         for network, layer, statistic, value in measurements:
             shown = statistic in self.stdout
-            key = f"plasticity/{network}/{layer}/{statistic}"
+            place = network if layer == "all" else f"{network}/{layer}"
+            key = f"statistics/{place}/{statistic}"  # as train.py's, so that runs overlay
             logger.record(key, value, exclude=None if shown else ("stdout", "log"))
             if shown:
                 self._make_room_for(key)
@@ -184,11 +185,11 @@ class PlasticityCallback(BaseCallback):
                     f"step {warning.step}: {warning.description}", PlasticityWarning, stacklevel=2
                 )
                 logger.record(
-                    "plasticity/warning",
+                    "statistics/warning",
                     warning.description,
                     exclude=("stdout", "log", "csv", "json"),
                 )
-        logger.record("plasticity/warnings", len(self.warnings))
+        logger.record("statistics/warnings", len(self.warnings))
 
     def _judge(self, row: Row) -> list[EarlyWarning]:
         activation = self._activations.get((row.network, row.layer), "")

@@ -344,6 +344,24 @@ def test_records_and_status_that_differ_in_a_halt_are_said(tmp_path: Path, told,
     assert [note in said for said in arm.notes] == ([True] if note else [])
 
 
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "cut short"),
+        ("---\nenv: Ant-v4\nopt: adam\n", "cut short"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nenv: [*b, *b]\n", "aliases"),
+        ("a: " + "[" * 5000, "damaged"),
+        ("a: " + "x" * 70_000, "too large"),
+    ],
+    ids=["empty", "cut", "aliases", "deep", "large"],
+)
+def test_settings_that_are_cut_short_or_a_trap_are_refused_at_once(tmp_path, content, complaint):
+    run = write_run(tmp_path / "run", [climb] * 3)
+    (run / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match=complaint):
+        read_arm(str(run))
+
+
 def test_a_part_without_the_columns_is_named(tmp_path: Path):
     run = write_run(tmp_path / "run", [climb], steps=10_000)
     pd.DataFrame({"step": [1]}).to_parquet(run / "records/episodes/part-000000000001.parquet")

@@ -142,8 +142,19 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(hopper_run, tmp_path):
         export_sb3(run, 0, tmp_path / "pendulum.zip")
     without = tmp_path / "without"
     shutil.copytree(hopper_run, without, ignore=shutil.ignore_patterns("*.pt"))
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no checkpoint"):
         export_sb3(without, 0, tmp_path / "hopper.zip")
+
+
+def test_no_older_policy_is_exported_in_place_of_a_damaged_one(hopper_run, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(hopper_run, damaged)
+    newest, *older = sorted((damaged / "checkpoints").glob("*.pt"), reverse=True)
+    assert older
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged"):
+        export_sb3(damaged, 0, tmp_path / "hopper.zip")
+    assert not (tmp_path / "hopper.zip").exists()
 
 
 # ── Loading SB3's files ─────────────────────────────────────────────────────────────────────────

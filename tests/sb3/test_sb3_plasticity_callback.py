@@ -81,6 +81,10 @@ class LastRollout(BaseCallback):
             self.features = policy.mlp_extractor.policy_net(inputs).double().numpy()
 
 
+def tag_of(network, layer, statistic):
+    return "/".join(["statistics", network, *([] if layer == "all" else [layer]), statistic])
+
+
 def effective_rank(features):
     sigma = np.linalg.svd(features, compute_uv=False)
     q = sigma / sigma.sum()
@@ -296,8 +300,7 @@ def test_everything_reaches_sb3s_own_logger(tmp_path, capsys):
     table = pd.read_csv(tmp_path / "plasticity.csv")  # beside SB3's own logs
     last = table[table.step == 192]
     expected = {
-        f"plasticity/{row.network}/{row.layer}/{row.statistic}": row.value
-        for row in last.itertuples()
+        tag_of(row.network, row.layer, row.statistic): row.value for row in last.itertuples()
     }
     progress = pd.read_csv(tmp_path / "progress.csv").iloc[-1]
     record = json.loads((tmp_path / "progress.json").read_text().splitlines()[-1])
@@ -307,8 +310,8 @@ def test_everything_reaches_sb3s_own_logger(tmp_path, capsys):
         assert record[key] == pytest.approx(number)
         scalar = board.Scalars(key)[-1]
         assert (scalar.step, scalar.value) == (192, pytest.approx(number, rel=1e-5))
-    assert "plasticity/warning/text_summary" in board.Tags()["tensors"]
-    assert progress["plasticity/warnings"] == len(callback.warnings) > 0
+    assert "statistics/warning/text_summary" in board.Tags()["tensors"]
+    assert progress["statistics/warnings"] == len(callback.warnings) > 0
     printed = capsys.readouterr().out
     assert "actor/layer_1/effective_rank" in printed
     assert "weight_max_abs" not in printed
@@ -324,7 +327,7 @@ def test_tensorboard_has_every_measurement_at_its_step(algorithm, settings, tmp_
     table = pd.read_csv(tmp_path / "plasticity.csv")
     board = EventAccumulator(str(tmp_path)).Reload()
     for (network, layer, statistic), rows in table.groupby(["network", "layer", "statistic"]):
-        logged = board.Scalars(f"plasticity/{network}/{layer}/{statistic}")
+        logged = board.Scalars(tag_of(network, layer, statistic))
         assert [scalar.step for scalar in logged] == rows.step.tolist()
         np.testing.assert_allclose([scalar.value for scalar in logged], rows.value, rtol=1e-5)
     assert table.step.nunique() >= 4
@@ -427,7 +430,7 @@ def test_a_training_of_one_rollout_is_measured_at_its_end(tmp_path, capsys):
     assert value(table, "actor", "layer_1", "update_ratio") > 0
     assert value(table, "actor", "layer_1", "gradient_l2") > 0
     logged = pd.read_csv(tmp_path / "progress.csv")
-    assert logged["plasticity/actor/layer_1/weight_l2"].iloc[-1] == pytest.approx(norm)
+    assert logged["statistics/actor/layer_1/weight_l2"].iloc[-1] == pytest.approx(norm)
     assert "actor/layer_1/effective_rank" in capsys.readouterr().out
 
 

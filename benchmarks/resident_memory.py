@@ -1,7 +1,7 @@
 """Resident memory and files of runs while they go on, and a picture of them.
 
-    python benchmarks/memory.py runs/Hopper-v4-adam runs/Hopper-v4-upgd --out memory.csv &
-    python benchmarks/memory.py --plot memory.png --out memory.csv
+    python benchmarks/resident_memory.py runs/Hopper-v4-adam runs/Hopper-v4-upgd --out memory.csv &
+    python benchmarks/resident_memory.py --plot memory.png --out memory.csv
 
 The first watches until the runs are no longer running, adding a line for each of them twice a
 minute; the second draws what was written. Memory is that of a run's process and of its workers
