@@ -78,8 +78,11 @@ class MethodCallback(BaseCallback):
     @property
     def units_renewed(self) -> int:
         """How many units the method has renewed so far."""
-        counts = [methods.scalars.get("units_renewed", 0) for methods in self._acting.values()]
-        return int(sum(map(sum, counts)))
+        return sum(
+            int(methods.scalars["units_renewed"].sum())
+            for methods in self._acting.values()
+            if "units_renewed" in methods.scalars
+        )
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What a training that goes on elsewhere needs: save it beside the model."""
@@ -97,7 +100,7 @@ class MethodCallback(BaseCallback):
         if list(self._acting) != optimizers:
             self._batch.collect()
             layers = layers_of(policy, self._batch.inputs(), forward=self._batch.forward)
-            parameters = dict(policy.named_parameters())
+            parameters: dict[str, Tensor] = dict(policy.named_parameters())
             memory = Memory.of_model(optimizers, parameters)
             self._acting = {
                 optimizer: self._methods(index, optimizer, layers, parameters, memory)

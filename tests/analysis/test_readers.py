@@ -19,6 +19,7 @@ from upgd_ppo.analysis.arm import Arm, InputError
 from upgd_ppo.analysis.comparison import bin_statistics, compare
 from upgd_ppo.analysis.notices import notices
 from upgd_ppo.analysis.readers import read_arm, read_arms
+from upgd_ppo.analysis.setting_differences import setting_differences
 
 
 def episodes(arm: Arm) -> pd.DataFrame:
@@ -409,3 +410,12 @@ def test_one_folder_of_two_tasks_is_no_arm(tmp_path: Path):
         )
     with pytest.raises(InputError, match="mixes the tasks Ant-v4 and Hopper-v4"):
         read_arm(str(tmp_path))
+
+
+def test_an_arm_is_named_after_its_optimizer_and_methods_which_arms_may_differ_in(tmp_path):
+    plain = write_run(tmp_path / "a", [climb], methods={})
+    acted_on = write_run(tmp_path / "b", [climb], methods={"random_reset": {"every": 9}})
+    former = write_run(tmp_path / "c", [climb], opt="upgd")  # before there were methods
+    arms = read_arms([str(plain), str(acted_on), str(former)])
+    assert [arm.name for arm in arms] == ["adam", "adam+random_reset", "upgd"]
+    assert setting_differences(arms[0], arms[1]) == setting_differences(arms[1], arms[2]) == ()

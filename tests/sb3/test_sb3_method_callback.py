@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from stable_baselines3 import DQN, PPO, SAC
-from stable_baselines3.common.callbacks import BaseCallback
 
 from upgd_ppo.sb3 import AdaptiveUPGD, MethodCallback, UPGDPolicy
 
@@ -130,11 +129,6 @@ def test_a_method_that_never_acts_changes_nothing_and_draws_nothing():
     models = [ppo().learn(128, callback=never), ppo().learn(128)]
     for ours, theirs in zip(*(model.policy.parameters() for model in models), strict=True):
         assert torch.equal(ours, theirs)
-
-
-class Stop(BaseCallback):
-    def _on_step(self):
-        return True
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
