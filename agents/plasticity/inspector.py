@@ -151,5 +151,7 @@ def _histograms(
 
 def _histogram(values: NDArray) -> NDArray:
     """[bins, 3] of the finite values: left edge, right edge and count."""
-    counts, edges = np.histogram(values[np.isfinite(values)], HISTOGRAM_BINS)
+    # In double precision there is room for edges even between neighbours of single precision.
+    values = values[np.isfinite(values)].astype(np.float64)
+    counts, edges = np.histogram(values, HISTOGRAM_BINS)
     return np.stack([edges[:-1], edges[1:], counts], axis=1)

@@ -203,3 +203,48 @@ def test_histograms_hold_every_entry_between_the_extremes():
 
 def _views(learner):
     return learner.networks.parameters.views
+
+
+@pytest.mark.usefixtures("computed_by")
+@pytest.mark.parametrize("hidden_sizes", [(13, 7), (64, 64), (1,)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"opt": "adam"},
+        {"opt": "upgd", "activation": "relu", "rollout_steps": 1040, "steps": 1040},
+        {"opt": "upgd_local", "activation": "silu", "target_kl": 1e9, "env": "HalfCheetah-v4"},
+    ],
+    ids=lambda changes: changes["opt"],
+)
+def test_whatever_is_told_of_a_member_has_the_same_bits_alone(changes, hidden_sizes):
+    def reported(**seeds):
+        population = Population(config(hidden_sizes=hidden_sizes, **ON, **changes, **seeds))
+        report = population.advance()
+        population.close()
+        return report
+
+    together = reported(seeds=3)
+    split = reported(seeds=3, threads=2)
+    np.testing.assert_array_equal(split.inspection.table.values, together.inspection.table.values)
+    for member in range(3):
+        alone = reported(seeds=1, seed=1 + member)
+        own = together.inspection.table.of([member])
+        np.testing.assert_array_equal(alone.inspection.table.values, own.values)
+        for name, bins in alone.inspection.histograms.items():
+            np.testing.assert_array_equal(bins[0], together.inspection.histograms[name][member])
+        for name, values in alone.scalars.items():
+            np.testing.assert_array_equal(values[0], together.scalars[name][member], err_msg=name)
+
+
+@pytest.mark.parametrize("values", [(1.0, 1.0), (1.0, 1.0 + 2.0**-23), (-3e38, 3e38)])
+def test_a_histogram_can_be_as_narrow_or_wide_as_numbers_allow(values):
+    learner = make_learner(config(**ON), [1])
+    learner.advance()
+    with torch.no_grad():
+        weight = _views(learner)["critic.layer_2.weight"][0]
+        weight.fill_(values[0])
+        weight[0, 0] = values[1]
+    bins = learner.inspect().histograms["weights/critic/layer_2"][0]
+    assert bins[:, 2].sum() == weight.numel()
+    assert bins[0, 0] <= min(values)
+    assert bins[-1, 1] >= max(values)
