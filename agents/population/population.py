@@ -63,6 +63,7 @@ class Population:
         self.total_iterations = self.learner.total_iterations
         self.total_steps = self.learner.total_steps
         self.exact_state = self.learner.exact_state
+        # Loads the kernels: once, for the processes that are forked below, too.
         self.why_no_kernels = self.learner.why_no_kernels
         self._others: list[BlockProcess] = []
         for make in makers[1:]:
