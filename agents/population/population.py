@@ -7,6 +7,7 @@ them changes nothing but the time it takes.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from upgd_ppo.agents.command_line.imports import make_after_importing
 from upgd_ppo.agents.learners.iteration_report import IterationReport
+from upgd_ppo.agents.learners.learner import Learner
 from upgd_ppo.agents.learners.make import make_learner
 from upgd_ppo.agents.members import join, part
 from upgd_ppo.agents.plasticity.inspection import Inspection
@@ -63,12 +65,14 @@ class Population:
         self.total_iterations = self.learner.total_iterations
         self.total_steps = self.learner.total_steps
         self.exact_state = self.learner.exact_state
-        # Loads the kernels: once, for the processes that are forked below, too.
-        self.why_no_kernels = self.learner.why_no_kernels
         self._others: list[BlockProcess] = []
         for make in makers[1:]:
-            make_there = partial(make_after_importing, config.run.env, config.run.opt, make)
+            make_there = partial(
+                make_after_importing, config.run.env, config.run.opt, partial(_ready, make)
+            )
             self._others.append(BlockProcess(make_there, self._others))
+        # Asking loads the kernels; the other processes load theirs meanwhile.
+        self.why_no_kernels = self.learner.why_no_kernels
         self._begun = self.iteration
 
     def advance(self) -> IterationReport:
@@ -111,6 +115,13 @@ class Population:
         for other in self._others:
             other.close()
         self.learner.close()
+
+
+def _ready(make: Callable[[], Learner]) -> Learner:
+    """A learner whose kernels are loaded."""
+    learner = make()
+    _ = learner.why_no_kernels
+    return learner
 
 
 def _merge_reports(reports: list[IterationReport], offsets: list[int]) -> IterationReport:
