@@ -1,13 +1,15 @@
 """The trainability probe: can the networks still learn something new?
 
-A copy of the network, its output layer drawn anew, is trained for a fixed number of steps, by a
-fresh Adam, to fit the outputs of a randomly initialised network of the same shape on one batch. So
-is a freshly initialised network with the same output layer. This is done for several targets and
-fresh networks at once, and the probe is the ratio of the two final errors, a geometric mean: 1 is
-as good as new, and the larger it is, the more of the network's capacity to learn is lost.
+A copy of the network, with a new output layer of eight outputs, is trained for a fixed number of
+steps, by a fresh Adam, to fit the outputs of a randomly initialised network of the same shape on
+one batch. So is a freshly initialised network with the same output layer. This is done for several
+targets and fresh networks at once, and the probe is the ratio of the two final errors, a geometric
+mean: 1 is as good as new, and the larger it is, the more of the network's capacity to learn is
+lost.
 
 Source: Lyle et al. (2022), "Understanding and preventing capacity loss in reinforcement learning",
-who also fit new outputs on the features of the network.
+who also fit new outputs on the features of the network. One target with one output is too noisy to
+be of use: among fresh networks the ratio of its errors ranges over two orders of magnitude.
 
 Random networks are drawn from generators of the probe's own, seeded by the member's seed, so that
 a training run draws the same numbers with the probe as without. They are orthogonal with gain √2,
@@ -33,11 +35,13 @@ from upgd_ppo.agents.plasticity.features import select_samples
 PROBE_STREAM = (
     0x70726F6265  # "probe": no purpose of `upgd_ppo.agents.random_streams` has this entropy.
 )
-DEFAULT_STEPS = 200
-DEFAULT_SAMPLES = 256
+DEFAULT_STEPS = 100
+DEFAULT_SAMPLES = 128
 DEFAULT_LEARNING_RATE = 1e-3
 TARGETS = 8
 """Random targets, each fitted by a copy of the live network and by a fresh one."""
+OUTPUTS = 8
+"""Of the targets and of the new output layers, whatever the network's own number."""
 
 Tensors = list[tuple[Tensor, Tensor]]
 """Weights [networks, out, in] and biases [networks, out], from the first hidden layer to the
@@ -114,6 +118,8 @@ def _trainability(
 ) -> Tensor:
     """The probe of one network, every tensor of which has a leading axis of length 1."""
     live = [(w.expand(TARGETS, *w.shape[1:]), b.expand(TARGETS, -1)) for w, b in live]
+    weight, bias = live[-1]
+    live[-1] = weight.new_empty(TARGETS, OUTPUTS, weight.shape[2]), bias.new_empty(TARGETS, OUTPUTS)
     scales = [(w.expand(TARGETS, -1), b.expand(TARGETS, -1)) for w, b in scales]
     new_scales = [(torch.ones_like(w), torch.zeros_like(b)) for w, b in scales]
     target, fresh = (_random_layers(live, generator) for _ in range(2))
@@ -147,7 +153,8 @@ def module_trainability(
 
     Copies of the module are trained, in evaluation mode; the module itself, its gradients and
     PyTorch's random state are left as they are. The layer that is drawn anew for every target is
-    the last linear or convolutional one in the order of `modules()`.
+    the last linear or convolutional one in the order of `modules()`. A linear one gets eight
+    outputs, so nothing after it may depend on how many it has; a convolution keeps its own.
 
     Args:
         module: maps observations [batch, …] to one tensor.
@@ -167,8 +174,11 @@ def module_trainability(
     targets_of, fresh = drawn
     live = [copy.deepcopy(original) for _ in range(TARGETS)]
     for ours, theirs in zip(live, fresh, strict=True):
-        if _weighted(ours):
-            _weighted(ours)[-1].load_state_dict(_weighted(theirs)[-1].state_dict())
+        for ours_last, theirs_last in zip(
+            _weighted(ours)[-1:], _weighted(theirs)[-1:], strict=True
+        ):
+            _widen(ours_last)
+            ours_last.load_state_dict(theirs_last.state_dict())
     with torch.no_grad():
         targets = [network(inputs) for network in targets_of]
     if not isinstance(targets[0], Tensor):
@@ -191,7 +201,7 @@ def _fit(
     parameters: Sequence[Tensor], errors: Callable[[], Tensor], steps: int, learning_rate: float
 ) -> Tensor:
     """Errors of independent networks after training each on its own with a fresh Adam."""
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     with torch.enable_grad():
         for _ in range(steps):
             optimizer.zero_grad()
@@ -263,6 +273,8 @@ def _redrawn(module: nn.Module, generator: torch.Generator) -> nn.Module:
     output = _weighted(redrawn)[-1:]
     for part in redrawn.modules():
         if isinstance(part, WEIGHTED):
+            if part in output:
+                _widen(part)
             gain = 1.0 if part in output else math.sqrt(2)
             part.weight.data.copy_(_orthogonal(part.weight.shape, gain, generator))
             if part.bias is not None:
@@ -275,6 +287,15 @@ def _redrawn(module: nn.Module, generator: torch.Generator) -> nn.Module:
                 "convolutional and normalisation layers, so probe the part made of those."
             )
     return redrawn
+
+
+def _widen(output: nn.Module) -> None:
+    """Give a linear layer as many outputs as the probe's targets have, of no particular weights."""
+    if isinstance(output, nn.Linear):
+        output.out_features = OUTPUTS
+        output.weight = nn.Parameter(output.weight.new_empty(OUTPUTS, output.in_features))
+        if output.bias is not None:
+            output.bias = nn.Parameter(output.bias.new_empty(OUTPUTS))
 
 
 def _weighted(module: nn.Module) -> list[nn.Module]:
