@@ -20,7 +20,7 @@ import tyro
 
 from upgd_ppo.agents.command_line.imports import import_environment, import_optimizer
 from upgd_ppo.agents.command_line.output import forgiving_output
-from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.command_line.shell import this_command, typed
 from upgd_ppo.agents.kernels.switch import announcement
 from upgd_ppo.agents.learners.learner import Learner
 from upgd_ppo.agents.methods.registry import names as method_names
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"train.py: error: The last checkpoint could not be written to {path}; those in"
             f" {runner.directory.checkpoints} are whole. Make room, then continue with:\n"
-            f"  {typed('python')} train.py --resume {path}",
+            f"  {this_command('train')} --resume {path}",
             file=sys.stderr,
         )
         code = UNSAVED
@@ -249,14 +249,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             "train.py: error: The run cannot go on. Everything up to the iteration in which that"
             " happened is saved; continue with:\n"
-            f"  {typed('python')} train.py --resume {path}",
+            f"  {this_command('train')} --resume {path}",
             file=sys.stderr,
         )
         code = FAILED
     elif outcome is Outcome.INTERRUPTED:
         print(
             "Interrupted; everything is saved. Continue with:\n"
-            f"  {typed('python')} train.py --resume {path}"
+            f"  {this_command('train')} --resume {path}"
         )
         code = INTERRUPTED
     else:

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
+from upgd_ppo import __main__ as installed
 from upgd_ppo import evaluate
-from upgd_ppo.agents.command_line.shell import typed
+from upgd_ppo.agents.command_line.shell import this_command, typed
 
 
 @pytest.fixture
@@ -34,6 +35,16 @@ def test_elsewhere_it_has_its_path(environment, monkeypatch, path):
 
 def test_a_program_that_is_not_there_is_left_to_the_shell(environment):
     assert typed("nothing-of-this-name") == "nothing-of-this-name"
+
+
+def test_a_command_is_named_as_it_was_begun(environment, monkeypatch):
+    monkeypatch.setenv("PATH", str(environment))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert this_command("train") == "python train.py"
+    seen = []
+    monkeypatch.setattr("upgd_ppo.train.main", lambda _: seen.append(this_command("train")) or 0)
+    assert installed.main(["train", "--resume", "run"]) == 0
+    assert seen == ["upgd-ppo train"]
 
 
 def test_a_missing_package_is_named_with_a_command_that_installs_it(capsys, monkeypatch):

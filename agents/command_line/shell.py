@@ -20,3 +20,11 @@ def typed(program: str) -> str:
         return program
     here = Path.cwd()
     return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+
+
+def this_command(name: str) -> str:
+    """What to type for a command of ours, "train" or "evaluate", by the road that was taken: a
+    script of the checkout, or the program of an installed package."""
+    if sys.argv[0].startswith("upgd-ppo "):  # as `upgd_ppo.__main__` leaves it
+        return f"{typed('upgd-ppo')} {name}"
+    return f"{typed('python')} {name}.py"
