@@ -50,7 +50,13 @@ class Networks:
         return found
 
     @torch.no_grad()
-    def renew(self, layer: Layer, units: Tensor, generators: Sequence[torch.Generator]) -> None:
+    def renew(
+        self,
+        layer: Layer,
+        units: Tensor,
+        generators: Sequence[torch.Generator],
+        clear_memory: bool = True,
+    ) -> None:
         """Make hidden units what they are at initialisation, with no say in the output.
 
         Their incoming weights and biases are drawn anew, a normalisation's weight is 1 and its
@@ -59,6 +65,7 @@ class Networks:
         Args:
             units: bool [S, units], which ones.
             generators: one per member; a member none of whose units is renewed draws nothing.
+            clear_memory: have the optimizer forget.
         """
         incoming = self.parameters[layer.incoming]
         bias = layer.incoming.removesuffix("weight") + "bias"
@@ -84,6 +91,8 @@ class Networks:
             self.parameters[name].masked_fill_(where.unsqueeze(1), 0.0)
 
         # What the optimizer remembers
+        if not clear_memory:
+            return
         self.memory.clear(layer.incoming, where.unsqueeze(2))
         for name in layer.own:
             self.memory.clear(name, where)

@@ -7,10 +7,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from upgd_ppo.agents.methods.continual_backprop import ContinualBackprop
 from upgd_ppo.agents.methods.method import Method
 from upgd_ppo.agents.methods.random_reset import RandomReset
 
 REGISTRY: dict[str, type[Method]] = {
+    "continual_backprop": ContinualBackprop,
     "random_reset": RandomReset,
 }
 
